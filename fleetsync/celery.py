@@ -1,0 +1,42 @@
+"""The Celery application: how doorbells travel. No state that matters is ever in the broker."""
+
+import os
+import signal
+from typing import Any
+
+from celery import Celery
+from celery.signals import beat_init, setup_logging, worker_init, worker_process_init
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleetsync.settings")
+# Celery runs the system checks and ignores what they say; _refuse_to_start_with_errors runs them instead.
+os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
+
+QUEUES = ("control", "poll", "sync", "deliver")
+
+app = Celery("fleetsync")
+app.config_from_object("fleetsync.broker")
+
+
+@setup_logging.connect
+def _use_our_logging(**_: Any) -> None:
+    """Connected, so that Celery leaves the logging that Django's settings made."""
+
+
+@worker_process_init.connect
+def _begin_child(**_: Any) -> None:
+    """A forked child shares no database socket with its parent, and does not outlive it."""
+    from django.db import connections
+
+    from fleetsync.supervisor import die_with_parent
+
+    connections.close_all()
+    die_with_parent(signal.SIGKILL, os.getppid())
+
+
+@worker_init.connect
+@beat_init.connect
+def _refuse_to_start_with_errors(**_: Any) -> None:
+    """A worker or a beat with a failing system check ends with status 1."""
+    from fleetsync.checks import refuse_to_start_with_errors
+
+    refuse_to_start_with_errors()

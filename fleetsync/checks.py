@@ -1,0 +1,231 @@
+"""System checks: relations between settings that no default can promise, each with what to set.
+
+`manage.py` runs them before a command. Web, beat and workers are not always started by it, so they call
+refuse_to_start_with_errors themselves: a control plane without its secrets does not start.
+"""
+
+import ipaddress
+import logging
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cryptography.fernet import Fernet
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, register, run_checks
+from django.core.exceptions import ImproperlyConfigured
+
+from fleetsync import limits
+from fleetsync.celery import QUEUES
+
+# Seconds for the two short transactions around a poll: its claim and the writing of its result.
+LEASE_MARGIN = 5
+# sizeof(sockaddr_un.sun_path) is 108 on Linux, with the closing NUL.
+MAX_SOCKET_PATH = 107
+# What Django's own security.W009 asks of a key.
+MIN_SECRET_KEY = 50
+MIN_SECRET_KEY_CHARACTERS = 5
+
+_COUNTS = (
+    "GITREPO_RECONCILER_WORKERS",
+    "GIT_HOST_CONCURRENCY",
+    "GIT_MAX_REFS",
+    "DELIVERY_WORKERS",
+    "DELIVERY_CLUSTER_CONCURRENCY",
+    "BUNDLE_MAX_BYTES",
+    "BUNDLE_MAX_FILES",
+    "BUNDLE_MAX_FILE_BYTES",
+    "CONTROL_PROCESSES",
+    "POLL_PROCESSES",
+    "SYNC_PROCESSES",
+    "DELIVER_PROCESSES",
+    "WEB_PROCESSES",
+    "WEB_THREADS",
+)
+_PARTS = ("GITREPO_POLLING_JITTER", "DELIVERY_MAX_REMOVED_PART")
+_DURATIONS = (
+    "GITREPO_SYNC_PERIOD",
+    "GITREPO_POLLING_INTERVAL",
+    "GITREPO_BACKOFF_CAP",
+    "GIT_TIMEOUT",
+    "GIT_FETCH_TIMEOUT",
+    "DELIVERY_TIMEOUT",
+    "POLL_LEASE",
+    "JOB_LEASE",
+    "DELIVERY_LEASE",
+    "SESSION_BUDGET",
+    "STOP_GRACE",
+)
+
+
+def _error(number: int, sentence: str, hint: str) -> Error:
+    return Error(sentence, hint=hint, id=f"fleetsync.E{number:03}")
+
+
+@register("fleetsync")
+def check_times(**_: Any) -> list[CheckMessage]:
+    """E001 to E004: leases outlast deadlines, hard limits outlast what a healthy task takes."""
+    found: list[CheckMessage] = [
+        _error(1, f"{name} is not above 0.", f"Set {name} to a duration such as 30s.")
+        for name in _DURATIONS
+        if getattr(settings, name) <= 0
+    ]
+    needed = settings.GIT_TIMEOUT + LEASE_MARGIN
+    if needed >= settings.POLL_LEASE:
+        sentence = (
+            f"POLL_LEASE ({settings.POLL_LEASE:g}s) does not outlast GIT_TIMEOUT plus {LEASE_MARGIN} s: "
+            "a poll that is merely slow would be claimed by a second worker."
+        )
+        hint = f"Set POLL_LEASE above {needed:g}s, lower GIT_TIMEOUT, or leave POLL_LEASE unset."
+        found.append(_error(2, sentence, hint))
+    limit = limits.hard_limit("poll")
+    if limit <= settings.SESSION_BUDGET + settings.GIT_TIMEOUT + LEASE_MARGIN:
+        sentence = (
+            f"The hard limit of a poll session ({limit} s) does not outlast SESSION_BUDGET plus GIT_TIMEOUT: "
+            "a healthy session would be killed while it drains."
+        )
+        found.append(_error(3, sentence, "Raise fleetsync.limits.POLL_DRAIN."))
+    if settings.GIT_FETCH_TIMEOUT < settings.GIT_TIMEOUT:
+        sentence = "GIT_FETCH_TIMEOUT is below GIT_TIMEOUT: a fetch begins by asking for refs and needs more."
+        found.append(_error(4, sentence, "Set GIT_FETCH_TIMEOUT to GIT_TIMEOUT or more; 10m is the default."))
+    return found
+
+
+@register("fleetsync")
+def check_numbers(**_: Any) -> list[CheckMessage]:
+    """E010 to E014: numbers in their range, queues and networks that exist."""
+    found: list[CheckMessage] = [
+        _error(10, f"{name} is below 1: nothing would ever run.", f"Set {name} to 1 or more.")
+        for name in _COUNTS
+        if getattr(settings, name) < 1
+    ]
+    found += [
+        _error(11, f"{name} is not between 0 and 1.", f"Set {name} to a part of the whole, such as 0.10.")
+        for name in _PARTS
+        # NaN fails this comparison as well.
+        if not 0 <= getattr(settings, name) <= 1
+    ]
+    unknown = [name for name in settings.WORKER_QUEUES if name not in QUEUES]
+    if unknown or not settings.WORKER_QUEUES:
+        found.append(
+            _error(
+                12,
+                f"WORKER_QUEUES names {', '.join(map(repr, unknown)) or 'no queue at all'}.",
+                f"Set WORKER_QUEUES to one or more of {','.join(QUEUES)}.",
+            )
+        )
+    for network in settings.GIT_ALLOWED_NETWORKS:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            hint = "Write each as 10.1.0.0/16 or fd00::/8, with the bits after the mask 0."
+            found.append(_error(13, f"GIT_ALLOWED_NETWORKS has {network!r}, which is not a network.", hint))
+    root = Path(settings.GIT_FILE_ROOT)
+    if settings.GIT_FILE_ROOT and (not root.is_absolute() or root == Path("/")):
+        hint = "Set GIT_FILE_ROOT to the one folder whose repositories file:// may name, or leave it empty."
+        found.append(_error(14, "GIT_FILE_ROOT is not an absolute folder below /.", hint))
+    return found
+
+
+@register("fleetsync")
+def check_broker(**_: Any) -> list[CheckMessage]:
+    """E020 to E022: the broker's address, and in production who can reach it."""
+    parts = urlsplit(settings.REDIS_URL)
+    if parts.scheme not in ("redis", "rediss", "redis+socket"):
+        hint = "Set REDIS_URL to redis://:password@host:6379/0, rediss://… or redis+socket:///path."
+        return [_error(20, f"REDIS_URL has the scheme {parts.scheme!r}, which is not Redis'.", hint)]
+    if parts.scheme == "redis+socket":
+        if len(parts.path.encode()) > MAX_SOCKET_PATH:
+            sentence = (
+                f"The socket's path in REDIS_URL is longer than {MAX_SOCKET_PATH} bytes, the kernel's limit."
+            )
+            return [
+                _error(
+                    21, sentence, "Set DATA_DIR to a shorter path, or REDIS_URL to another socket or host."
+                )
+            ]
+        private = parts.password or _only_ours(Path(parts.path))
+    else:
+        private = parts.password
+    if not settings.DEBUG and not private:
+        sentence = (
+            "DEBUG is off and everybody who reaches the broker may send it messages: it has no password."
+        )
+        return [
+            _error(
+                22, sentence, "Set REDIS_URL to redis://:password@host:6379/0, or to a socket of mode 0700."
+            )
+        ]
+    return []
+
+
+def _only_ours(socket: Path) -> bool:
+    """True if the socket, or a folder on its way, keeps other users out; also if it does not exist yet."""
+    try:
+        if not socket.stat().st_mode & stat.S_IWOTH:
+            return True
+        return any(not folder.stat().st_mode & stat.S_IXOTH for folder in socket.parents)
+    except OSError:
+        return True
+
+
+@register("fleetsync", Tags.security)
+def check_secrets(**_: Any) -> list[CheckMessage]:
+    """E030 to E033: with DEBUG off there is no made-up key to fall back on."""
+    found = list(_encryption_key_errors())
+    if settings.DEBUG:
+        return found
+    try:
+        key = settings.SECRET_KEY
+    except ImproperlyConfigured:  # Django's own refusal of an empty one
+        key = ""
+    if (
+        len(key) < MIN_SECRET_KEY
+        or len(set(key)) < MIN_SECRET_KEY_CHARACTERS
+        or key.startswith("django-insecure-")
+    ):
+        sentence = "DEBUG is off and SECRET_KEY is missing or weak: sessions could be forged."
+        hint = (
+            f"Set SECRET_KEY (or SECRET_KEY_FILE) to {MIN_SECRET_KEY} or more random characters: "
+            "python3 -c 'import secrets; print(secrets.token_urlsafe(50))'"
+        )
+        found.append(_error(30, sentence, hint))
+    if not settings.ALLOWED_HOSTS:
+        sentence = "DEBUG is off and ALLOWED_HOSTS is empty: every request would be refused."
+        found.append(
+            _error(33, sentence, "Set ALLOWED_HOSTS to the names that users reach this by, comma-separated.")
+        )
+    return found
+
+
+def _encryption_key_errors() -> Iterator[Error]:
+    hint = (
+        "Set ENCRYPTION_KEYS (or ENCRYPTION_KEYS_FILE), newest first: "
+        "python3 -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+    )
+    if not settings.ENCRYPTION_KEYS:
+        yield _error(31, "ENCRYPTION_KEYS is empty: credentials could not be kept.", hint)
+    for position, key in enumerate(settings.ENCRYPTION_KEYS, 1):
+        try:
+            Fernet(key)
+        except ValueError:
+            # The key itself is never shown: it may be a good one with a stray character.
+            yield _error(32, f"Key number {position} in ENCRYPTION_KEYS is not a Fernet key.", hint)
+
+
+def refuse_to_start_with_errors() -> None:
+    """Ends the process with status 1 and a line for each failed system check; returns if there is none."""
+    log = logging.getLogger(__name__)
+    try:
+        failed = [message for message in run_checks() if message.is_serious() and not message.is_silenced()]
+    except Exception:
+        # Celery's signals would swallow it and go on.
+        log.critical("Not started: the system checks themselves failed", exc_info=True)
+        sys.exit(1)
+    for message in failed:
+        log.critical("Not started: %s %s (%s)", message.msg, message.hint or "", message.id)
+    if failed:
+        sys.exit(1)

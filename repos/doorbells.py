@@ -1,0 +1,39 @@
+"""Ringing a stage's doorbell: a message that says "look" and carries nothing.
+
+A doorbell that is lost changes nothing but the latency, so ringing never fails and never waits long.
+"""
+
+import structlog
+from celery import current_app
+from django.db import transaction
+
+from fleetsync.redis import redis_client
+
+log = structlog.get_logger(__name__)
+
+# The task that each queue's doorbell starts.
+TASKS = {
+    "control": "workers.tasks.adopt",
+    "poll": "workers.tasks.poll",
+    "sync": "workers.tasks.sync",
+    "deliver": "workers.tasks.deliver",
+}
+# More waiting doorbells than this would find nothing left to do: one session works until nothing is due.
+ENOUGH_WAITING = 8
+
+
+def ring(queue: str, times: int = 1) -> int:
+    """Put up to `times` doorbells into `queue`, but no more than it lacks; how many were sent."""
+    try:
+        lacking = min(times, ENOUGH_WAITING - int(redis_client().llen(queue)))
+        for _ in range(lacking):
+            current_app.send_task(TASKS[queue], queue=queue, ignore_result=True)
+    except Exception as error:  # noqa: BLE001  (whatever the broker's fault: the row is the message, the tick rings again)
+        log.warning("doorbell not sent", queue=queue, error=str(error)[:200])
+        return 0
+    return max(lacking, 0)
+
+
+def ring_on_commit(queue: str) -> None:
+    """Ring once the running transaction is committed."""
+    transaction.on_commit(lambda: ring(queue), robust=True)

@@ -1,0 +1,279 @@
+"""The one queue: rows that are due, claimed under a lease, and written only by the lease's holder.
+
+A row is work when its due instant has come and nobody holds a live lease on it. An expired lease is no lease: the same
+predicate finds the row again, so there is no reaper whose death would matter. Every later write is fenced by the
+lease's token, and a write that hits no row means that somebody else owns the work now: the result is dropped.
+"""
+
+import os
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeVar
+
+import structlog
+from django.db import connection, connections, models, transaction
+from django.db.models import Case, Count, F, Q, Value, When, Window
+from django.db.models.functions import RowNumber
+
+log = structlog.get_logger(__name__)
+
+
+class Leased(models.Model):
+    """The lease columns, and `wait_seconds`: how far ahead the due instant was when it was set."""
+
+    DUE: ClassVar[str] = "due_at"
+    # A lease further ahead than this was written by a clock that has since been set back: it counts as expired.
+    LONGEST_LEASE_SECONDS: ClassVar[float] = 3600.0
+
+    lease_token = models.UUIDField(null=True, editable=False)
+    lease_until = models.DateTimeField(null=True, editable=False)
+    lease_owner = models.CharField(max_length=120, blank=True, default="", editable=False)
+    # Claims in a row that ended without a word from the claimer: a poison row shows here.
+    crashes = models.PositiveIntegerField(default=0, editable=False)
+    # Seconds from the setting of the due instant to that instant. A due instant further from now than this was set by
+    # a clock that has jumped since, or by hand, and heals by being due at once.
+    wait_seconds = models.FloatField(default=0, editable=False)
+
+    class Meta:
+        abstract = True
+
+    @classmethod
+    def due_in(cls, now: datetime, seconds: float) -> dict[str, Any]:
+        """The column values that make a row due `seconds` after `now`."""
+        return {cls.DUE: now + timedelta(seconds=seconds), "wait_seconds": seconds}
+
+    @classmethod
+    def not_due(cls) -> dict[str, Any]:
+        """The column values of a row with nothing to do."""
+        return {cls.DUE: None, "wait_seconds": 0.0}
+
+
+LeasedModel = TypeVar("LeasedModel", bound=Leased)
+
+RELEASED: dict[str, Any] = {"lease_token": None, "lease_until": None, "lease_owner": "", "crashes": 0}
+
+
+def database_now() -> datetime:
+    """The instant by the clock that due and lease columns are compared with: the database's.
+
+    SQLite has no clock but this machine's, which all of its processes share.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT clock_timestamp()")
+            now: datetime = cursor.fetchone()[0]
+            return now
+    return datetime.now(UTC)
+
+
+def this_process() -> str:
+    """Who holds a lease, for people who read the table."""
+    return f"{os.uname().nodename}:{os.getpid()}"
+
+
+def unleased(now: datetime, model: type[Leased]) -> Q:
+    """Rows that nobody holds."""
+    absurd = now + timedelta(seconds=model.LONGEST_LEASE_SECONDS)
+    return Q(lease_until__isnull=True) | Q(lease_until__lte=now) | Q(lease_until__gt=absurd)
+
+
+def claimable(model: type[Leased], now: datetime) -> Q:
+    """Rows that are due and that nobody holds: the whole definition of work."""
+    return Q(**{f"{model.DUE}__lte": now}) & unleased(now, model)
+
+
+def has_work(model: type[Leased], now: datetime, where: Q | None = None) -> bool:
+    return model._default_manager.filter(claimable(model, now), where or Q()).exists()
+
+
+def take(rows: Sequence[LeasedModel], *, seconds: float, now: datetime, extra: dict[str, Any] | None = None) -> None:
+    """Lease `rows`, which the caller has locked in the running transaction, for `seconds`, with one token for all."""
+    if not rows:
+        return
+    model = type(rows[0])
+    lease = {"lease_token": uuid.uuid4(), "lease_until": now + timedelta(seconds=seconds), "lease_owner": this_process()}
+    crashed = Case(When(lease_until__isnull=False, then=F("crashes") + 1), default=Value(0))
+    model._default_manager.filter(pk__in=[row.pk for row in rows]).update(crashes=crashed, **lease, **(extra or {}))
+    for row in rows:
+        row.crashes = row.crashes + 1 if row.lease_until is not None else 0
+        for name, value in {**lease, **(extra or {})}.items():
+            setattr(row, name, value)
+
+
+def claim(
+    model: type[LeasedModel],
+    *,
+    limit: int,
+    seconds: float,
+    where: Q | None = None,
+    extra: dict[str, Any] | None = None,
+) -> list[LeasedModel]:
+    """At most `limit` due rows, oldest first, now leased to the caller for `seconds`.
+
+    `where` narrows the choice and `extra` sets further columns in the same statement. Rows that another claim has
+    locked are passed over (PostgreSQL); on SQLite claims take turns, because every transaction starts with the write
+    lock.
+    """
+    with transaction.atomic():
+        now = database_now()
+        rows = list(
+            model._default_manager.select_for_update(skip_locked=True, of=("self",))
+            .filter(claimable(model, now), where or Q())
+            .order_by(model.DUE, "pk")[:limit]
+        )
+        take(rows, seconds=seconds, now=now, extra=extra)
+    return rows
+
+
+def claim_capped(
+    model: type[LeasedModel],
+    *,
+    group: str,
+    cap: int,
+    limit: int,
+    seconds: float,
+    defer: Sequence[str] = (),
+    related: Sequence[str] = (),
+) -> tuple[list[LeasedModel], datetime]:
+    """Like claim(), with at most `cap` live leases for each row that the foreign key `group` names; and the instant.
+
+    Candidates are ranked within their group, so that a group that answers nothing never fills a batch. The groups' rows
+    are locked while their live leases are counted, which is what makes the cap true over all workers.
+    """
+    groups = model._meta.get_field(group).related_model
+    rows = model._default_manager
+    with transaction.atomic():
+        now = database_now()
+        full = [key for key, live in live_leases(model, group, now).items() if live >= cap]
+        ranked = (
+            rows.filter(claimable(model, now))
+            .exclude(**{f"{group}__in": full})
+            .annotate(rank=Window(RowNumber(), partition_by=F(group), order_by=[F(model.DUE), F("pk")]))
+            .filter(rank__lte=cap)
+            .order_by(model.DUE, "pk")
+        )
+        candidates = list(ranked.values_list("pk", f"{group}_id")[:limit])
+        if not candidates:
+            return [], now
+        concerned = sorted({key for _, key in candidates})
+        list(groups._default_manager.select_for_update().filter(pk__in=concerned).order_by("pk").values_list("pk"))
+        now = database_now()
+        chosen = within_cap(candidates, live_leases(model, group, now, concerned), cap)
+        found = list(
+            rows.select_for_update(skip_locked=True, of=("self",))
+            .select_related(*related)
+            .defer(*defer)
+            .filter(claimable(model, now), pk__in=chosen)
+            .order_by(model.DUE, "pk")
+        )
+        take(found, seconds=seconds, now=now)
+    return found, now
+
+
+def live_leases(model: type[Leased], group: str, now: datetime, among: list[int] | None = None) -> Counter[int]:
+    """How many rows are held, for each key of the foreign key `group`."""
+    rows = model._default_manager.filter(lease_until__gt=now)
+    if among is not None:
+        rows = rows.filter(**{f"{group}__in": among})
+    return Counter(dict(rows.order_by().values_list(f"{group}_id").annotate(live=Count("pk"))))
+
+
+def within_cap(candidates: Sequence[tuple[int, int]], live: Mapping[int, int], cap: int) -> list[int]:
+    """The keys of those (key, group) candidates that leave every group within `cap`. Pure."""
+    used = Counter(live)
+    chosen = []
+    for key, group in candidates:
+        if used[group] < cap:
+            used[group] += 1
+            chosen.append(key)
+    return chosen
+
+
+def held(row: Leased) -> models.QuerySet[Any]:
+    """The row, as long as it is still the caller's: what every fenced write goes through."""
+    return type(row)._default_manager.filter(pk=row.pk, lease_token=row.lease_token, lease_token__isnull=False)
+
+
+def finish(row: Leased, **columns: Any) -> bool:
+    """Write `columns` and give the lease back. False: the row is no longer the caller's, and nothing was written."""
+    return held(row).update(**{**RELEASED, **columns}) == 1
+
+
+def renew(row: Leased, seconds: float) -> bool:
+    """Prolong the lease of `row` to `seconds` from now. False: the row is no longer the caller's."""
+    return held(row).update(lease_until=database_now() + timedelta(seconds=seconds)) == 1
+
+
+def heal(model: type[Leased], now: datetime, slack_seconds: float = 5.0) -> int:
+    """Make rows due whose due instant lies beyond the wait that set it; how many there were.
+
+    A clock that ran ahead and came back leaves such instants behind.
+    """
+    if connection.vendor == "postgresql":
+        beyond = "{due} > %s + make_interval(secs => wait_seconds + %s)"
+    else:
+        beyond = "(julianday({due}) - julianday(%s)) * 86400 > wait_seconds + %s"
+    due = connection.ops.quote_name(model._meta.get_field(model.DUE).column)
+    table = connection.ops.quote_name(model._meta.db_table)
+    instant = connection.ops.adapt_datetimefield_value(now)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"UPDATE {table} SET {due} = %s, wait_seconds = 0 WHERE {beyond.format(due=due)}",  # noqa: S608 (our names)
+            [instant, instant, slack_seconds],
+        )
+        return int(cursor.rowcount)
+
+
+class Renewer:
+    """Renews leases from a thread of its own while their work runs, each no longer than its own deadline.
+
+    A frozen process renews nothing, which is the point: its leases run out, and its late writes hit no row.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._rows: dict[tuple[type[Leased], int], tuple[Leased, float]] = {}
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease-renewer", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join(timeout=10)
+
+    @contextmanager
+    def keeping(self, row: Leased, *, deadline_seconds: float) -> Iterator[None]:
+        """Renew `row` for as long as the block runs, and never beyond `deadline_seconds`."""
+        key = (type(row), row.pk)
+        with self._lock:
+            self._rows[key] = (row, time.monotonic() + deadline_seconds)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._rows.pop(key, None)
+
+    def _run(self) -> None:
+        try:
+            while not self._over.wait(self.seconds / 3):
+                now = time.monotonic()
+                with self._lock:
+                    rows = [row for row, deadline in self._rows.values() if now < deadline]
+                try:
+                    for row in rows:
+                        renew(row, self.seconds)
+                except Exception as error:  # noqa: BLE001  (the database is away: the leases run out if it stays away)
+                    log.warning("leases could not be renewed", rows=len(rows), error=str(error)[:200])
+                    connections.close_all()
+        finally:
+            connections.close_all()

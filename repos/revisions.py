@@ -1,0 +1,83 @@
+"""Deciding on revisions: when an observed head becomes one, and what making one does to older work."""
+
+from datetime import datetime
+
+from django.db.models import Q
+
+from repos.doorbells import ring_on_commit
+from repos.models import GitRepo, Revision, SyncJob
+from repos.refs import Head
+
+Reason = Revision.Reason
+
+
+def reason_for(gitrepo: GitRepo, last: Revision | None, commit: str) -> str | None:
+    """Why `commit` is worth a new revision of the GitRepo after `last`; None if it is none. Pure.
+
+    A forced sync goes first, because it must never end as "unchanged".
+    """
+    if last is not None and gitrepo.force_sync_generation > gitrepo.handled_force:
+        return Reason.FORCE
+    if last is not None and last.generation != gitrepo.generation:
+        return Reason.SPEC
+    if last is None or last.commit != commit:
+        return Reason.NEW_HEAD
+    return None
+
+
+def last_revision(gitrepo: GitRepo) -> Revision | None:
+    return Revision.objects.filter(gitrepo=gitrepo).order_by("-number").first()
+
+
+def make_revision(gitrepo: GitRepo, head: Head, reason: str, now: datetime) -> Revision:
+    """Number a new revision of the locked GitRepo, supersede what still waits, and queue its job.
+
+    A running job is left alone: it may end and count. Of a paused GitRepo the job is stored without a due instant.
+    """
+    gitrepo.latest_revision += 1
+    revision = Revision.objects.create(
+        gitrepo=gitrepo,
+        number=gitrepo.latest_revision,
+        commit=head.commit,
+        ref=head.ref,
+        generation=gitrepo.generation,
+        reason=reason,
+        observed_at=now,
+    )
+    supersede_waiting(gitrepo, now)
+    SyncJob.objects.create(
+        gitrepo=gitrepo,
+        revision=revision,
+        created_at=now,
+        **(SyncJob.not_due() if gitrepo.paused else SyncJob.due_in(now, 0)),
+    )
+    GitRepo.objects.filter(pk=gitrepo.pk).update(latest_revision=gitrepo.latest_revision)
+    ring_on_commit("sync")
+    return revision
+
+
+def supersede_waiting(gitrepo: GitRepo, now: datetime) -> None:
+    """End the GitRepo's waiting job, whose revision will never be synced."""
+    waiting = SyncJob.objects.filter(gitrepo=gitrepo, state__in=SyncJob.WAITING)
+    Revision.objects.filter(
+        Q(job__in=waiting.values("pk")), outcome=Revision.Outcome.OPEN
+    ).update(outcome=Revision.Outcome.SUPERSEDED)
+    waiting.update(state=SyncJob.State.SUPERSEDED, finished_at=now, **SyncJob.not_due())
+
+
+def observe(gitrepo: GitRepo, head: Head, now: datetime) -> Revision | None:
+    """Take in what the remote says of the locked GitRepo: its revision if there is something new, and its requests handled."""
+    reason = reason_for(gitrepo, last_revision(gitrepo), head.commit)
+    revision = make_revision(gitrepo, head, reason, now) if reason else None
+    gitrepo.observed_commit, gitrepo.observed_at = head.commit, now
+    gitrepo.handled, gitrepo.handled_force = gitrepo.requested, gitrepo.force_sync_generation
+    gitrepo.ref_failures, gitrepo.ref_error = 0, ""
+    GitRepo.objects.filter(pk=gitrepo.pk).update(
+        observed_commit=head.commit,
+        observed_at=now,
+        handled=gitrepo.handled,
+        handled_force=gitrepo.handled_force,
+        ref_failures=0,
+        ref_error="",
+    )
+    return revision

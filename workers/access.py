@@ -1,0 +1,18 @@
+"""How a Remote is reached, with its credential decrypted for the one use."""
+
+from repos.models import Remote
+from workers.git_environment import RemoteAccess
+
+
+def access_of(remote: Remote) -> RemoteAccess:
+    """Raises SecretUnreadable if the credential can't be decrypted."""
+    credential = remote.credential
+    return RemoteAccess(
+        url=remote.url,
+        kind=credential.kind if credential else "none",
+        username=credential.username if credential else "",
+        secret=credential.secret.reveal() if credential else "",
+        known_hosts=credential.known_hosts if credential else "",
+        ca_bundle=remote.ca_bundle,
+        insecure_skip_tls_verify=remote.insecure_skip_tls_verify,
+    )

@@ -1,0 +1,172 @@
+"""Bundles on disk, each named by the SHA-256 of its tar: `<folder>/<first two digits>/<sha256>.tar`.
+
+A folder that several hosts may share. Each file appears whole or not at all, so there is nothing to lock.
+"""
+
+import hashlib
+import os
+import re
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from django.conf import settings
+
+from workers.bundle.errors import BundleCorrupt, BundleMissing, disk_errors
+from workers.content import LINK_MODE, Bundle, Entry
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+CHUNK_BYTES = 1024 * 1024
+
+
+class Draft:
+    """A tar on its way in."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = 0
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self._file.write(data)
+        self.size += len(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+class StoredBundle:
+    """workers.content.Bundle over a tar whose hash has been checked. One reader at a time."""
+
+    def __init__(self, sha256: str, file: BinaryIO) -> None:
+        self.sha256 = sha256
+        self._file = file
+
+    def entries(self) -> Iterator[tuple[Entry, BinaryIO | None]]:
+        self._file.seek(0)
+        with tarfile.open(fileobj=self._file, mode="r:", encoding="utf-8", errors="strict") as tar:
+            for member in tar:
+                if member.issym():
+                    yield Entry(member.name, LINK_MODE, 0, member.linkname), None
+                elif member.isreg():
+                    stream = tar.extractfile(member)
+                    yield Entry(member.name, member.mode, member.size, ""), cast(BinaryIO, stream)
+                else:
+                    raise BundleCorrupt(
+                        "The bundle has an entry that is neither file nor link. It is made anew."
+                    )
+
+
+class BundleStore:
+    """Raises StoreFull and StoreRefused for what the disk refuses."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or Path(settings.BUNDLE_DIR)
+        self._drafts = self.folder / "drafts"
+
+    @contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """A tar to write; stored under its hash when the block ends well, gone if it does not.
+
+        Twins are welcome: the second replaces the first with the same bytes, and readers keep what they
+        opened.
+        """
+        with disk_errors():
+            self._drafts.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(prefix="draft-", dir=self._drafts)
+            path = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb", buffering=CHUNK_BYTES) as file:
+                    draft = Draft(file)
+                    yield draft
+                    file.flush()
+                    os.fchmod(file.fileno(), 0o640)
+                    os.fsync(file.fileno())
+                self._publish(path, draft.sha256)
+            except BaseException:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                raise
+
+    @contextmanager
+    def open_bundle(self, sha256: str) -> Iterator[Bundle]:
+        """The bundle, after its whole hash was checked; BundleMissing, or BundleCorrupt and then it is
+        removed.
+        """
+        path = self.path_of(sha256)
+        with disk_errors():
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                raise BundleMissing("The bundle is not in the store any more. It is made anew.") from None
+        with file:
+            with disk_errors():
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != sha256:
+                    self._remove_if_still(path, file)
+                    raise BundleCorrupt("The bundle's bytes are not those that were stored. It is made anew.")
+            yield StoredBundle(sha256, file)
+
+    def exists(self, sha256: str) -> bool:
+        return self.path_of(sha256).is_file()
+
+    def delete(self, sha256: str) -> bool:
+        """Whether there was one."""
+        with disk_errors():
+            try:
+                self.path_of(sha256).unlink()
+            except FileNotFoundError:
+                return False
+            return True
+
+    def names(self) -> Iterator[tuple[str, float]]:
+        """The hash of every stored bundle, and when it was stored (seconds of the epoch), for collection."""
+        for path in self.folder.glob("??/*.tar"):
+            with suppress(FileNotFoundError):
+                if SHA256.fullmatch(path.stem):
+                    yield path.stem, path.stat().st_mtime
+
+    def sweep(self, older_than_seconds: float) -> int:
+        """Remove drafts that nobody has written to for so long: their writers are dead. Answers how many."""
+        removed = 0
+        for path in self._drafts.glob("draft-*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > older_than_seconds:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def path_of(self, sha256: str) -> Path:
+        if not SHA256.fullmatch(sha256):
+            raise ValueError("A bundle's name is 64 lower-case hex digits.")
+        return self.folder / sha256[:2] / f"{sha256}.tar"
+
+    def _publish(self, draft: Path, sha256: str) -> None:
+        path = self.path_of(sha256)
+        if not path.parent.exists():
+            path.parent.mkdir(exist_ok=True)
+            _sync_folder(self.folder)
+        draft.replace(path)
+        _sync_folder(path.parent)
+
+    @staticmethod
+    def _remove_if_still(path: Path, file: BinaryIO) -> None:
+        """Only what was read: a sound twin may have been stored meanwhile."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on disk only when its folder is (fsync(2))."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

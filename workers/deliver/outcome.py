@@ -1,0 +1,177 @@
+"""Writing how a delivery ended: the fence, the ledger, the events and the metrics, in one short transaction."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Case, Q, Value, When
+
+from repos import registration
+from repos.deliveries import due_unless_as_read
+from repos.events import cut, record_event
+from repos.leases import database_now, finish
+from repos.metrics import observe_push_to_applied
+from repos.models import Counter, Delivery, DeliveryRecord, GitRepo, SyncJob
+from repos.schedule import next_wait_seconds
+
+log = structlog.get_logger(__name__)
+Outcome = DeliveryRecord.Outcome
+State = Delivery.State
+
+RETRY_SECONDS = 2.0
+
+
+def applied(delivery: Delivery) -> bool:
+    """The target has what was wanted at the claim. False: the lease was lost, and nothing was written."""
+    with transaction.atomic():
+        now = database_now()
+        gitrepo = _locked_gitrepo(delivery)
+        wanted = delivery.wanted_revision_id
+        done = finish(
+            delivery,
+            **due_unless_as_read(delivery, now, paused=gitrepo.paused),
+            state=_state_unless_changed(delivery, State.REMOVED if delivery.removal else State.APPLIED),
+            applied_epoch=delivery.epoch,
+            applied_sequence=delivery.sequence,
+            applied_revision=delivery.wanted_revision,
+            applied_bundle=delivery.wanted_bundle,
+            applied_at=now,
+            failures=0,
+            last_error="",
+        )
+        if not done:
+            return _lost(delivery)
+        if wanted is not None:
+            _close_record(delivery, now)
+        Counter.add({("deliveries", "result=" + ("removed" if delivery.removal else "applied")): 1})
+        if delivery.removal:
+            record_event(gitrepo, "Removed", f"removed from {delivery.cluster.name}", now)
+            registration.purge(gitrepo)
+    log.info(
+        "delivered" if wanted is not None else "removed",
+        gitrepo=gitrepo.name,
+        cluster=delivery.cluster.name,
+        commit=delivery.wanted_revision.commit if delivery.wanted_revision else "",
+        sequence=delivery.sequence,
+    )
+    return True
+
+
+def _close_record(delivery: Delivery, now: datetime) -> None:
+    revision = delivery.wanted_revision
+    assert revision is not None  # noqa: S101 (for mypy: the caller looked)
+    records = DeliveryRecord.objects.filter(revision=revision, cluster=delivery.cluster_id)
+    ended = records.exclude(outcome__in=[Outcome.DELIVERED, Outcome.UNCHANGED]).update(
+        outcome=Outcome.DELIVERED, error="", ended_at=now
+    )
+    if ended:
+        observe_push_to_applied((now - (revision.pushed_at or revision.observed_at)).total_seconds())
+
+
+def failed(delivery: Delivery, cause: str, message: str) -> bool:
+    """The try failed: shown, kept, and tried again after a backoff."""
+    wait = next_wait_seconds(
+        RETRY_SECONDS, delivery.failures, cap_seconds=settings.GITREPO_BACKOFF_CAP, jitter=settings.GITREPO_POLLING_JITTER
+    )
+    with transaction.atomic():
+        now = database_now()
+        gitrepo = _locked_gitrepo(delivery)
+        done = finish(
+            delivery,
+            **due_unless_as_read(delivery, now, paused=gitrepo.paused, then_seconds=wait),
+            state=_state_unless_changed(delivery, State.FAILED),
+            failures=delivery.failures + 1,
+            last_error=cut(message),
+        )
+        if not done:
+            return _lost(delivery)
+        _mark_record(delivery, Outcome.FAILED, cut(message))
+        Counter.add({("deliveries", "result=failed"): 1})
+        record_event(gitrepo, "DeliveryFailed", f"{delivery.cluster.name}: {message}", now, warning=True)
+    log.warning("delivery failed", gitrepo=gitrepo.name, cluster=delivery.cluster.name, cause=cause, error=message)
+    return True
+
+
+def held_back(delivery: Delivery, removed: int, present: int) -> bool:
+    """The revision would remove too much of what the target has: it waits for somebody's approval."""
+    message = (
+        f"{delivery.cluster.name}: would remove {removed} of {present} files, more than DELIVERY_MAX_REMOVED_PART "
+        f"({settings.DELIVERY_MAX_REMOVED_PART:g}) allows: approve it, or push a commit that keeps them"
+    )
+    with transaction.atomic():
+        now = database_now()
+        gitrepo = _locked_gitrepo(delivery)
+        done = finish(
+            delivery,
+            **due_unless_as_read(delivery, now, paused=gitrepo.paused),
+            state=_state_unless_changed(delivery, State.HELD),
+            last_error=cut(message),
+        )
+        if not done:
+            return _lost(delivery)
+        _mark_record(delivery, Outcome.HELD, cut(message))
+        Counter.add({("deliveries", "result=held"): 1})
+        record_event(gitrepo, "DeliveryHeld", message, now, warning=True)
+    log.warning("delivery held", gitrepo=gitrepo.name, cluster=delivery.cluster.name, removed=removed, present=present)
+    return True
+
+
+def target_ahead(delivery: Delivery, epoch: int, sequence: int) -> bool:
+    """The target has a newer order than the database: a new epoch goes beyond it, and the delivery is tried again.
+
+    That is what a database restored from a backup looks like. A worker that lost its lease also sees it, and changes
+    nothing, because the write is fenced.
+    """
+    message = (
+        f"{delivery.cluster.name} has ({epoch}, {sequence}), ahead of ({delivery.epoch}, {delivery.sequence}) here: the "
+        f"database was restored from an older copy, or two installations deliver to it; going on with epoch {epoch + 1}"
+    )
+    with transaction.atomic():
+        now = database_now()
+        gitrepo = _locked_gitrepo(delivery)
+        again = Delivery.not_due() if gitrepo.paused else Delivery.due_in(now, 0)
+        if not finish(delivery, epoch=epoch + 1, state=State.WAITING, last_error=cut(message), **again):
+            return _lost(delivery)
+        Counter.add({("deliveries", "result=target-ahead"): 1})
+        record_event(gitrepo, "TargetAhead", message, now, warning=True)
+    log.warning("target ahead", gitrepo=gitrepo.name, cluster=delivery.cluster.name, epoch=epoch, sequence=sequence)
+    return True
+
+
+def bundle_missing(delivery: Delivery, message: str) -> bool:
+    """The bundle is gone or damaged: the job that made it runs again, and the delivery is tried again after it."""
+    with transaction.atomic():
+        now = database_now()
+        gitrepo = _locked_gitrepo(delivery)
+        waiting = SyncJob.objects.filter(gitrepo=gitrepo, state__in=(*SyncJob.WAITING, SyncJob.State.RUNNING)).exists()
+        if not waiting and delivery.wanted_revision_id is not None:
+            SyncJob.objects.filter(revision=delivery.wanted_revision_id).update(
+                state=SyncJob.State.PENDING, finished_at=None, **SyncJob.due_in(now, 0)
+            )
+    return failed(delivery, "bundle", message)
+
+
+def _locked_gitrepo(delivery: Delivery) -> GitRepo:
+    return GitRepo.objects.select_for_update(of=("self",)).get(pk=delivery.gitrepo_id)
+
+
+def _state_unless_changed(delivery: Delivery, state: str) -> Any:
+    return Case(When(Q(sequence=delivery.sequence), then=Value(state)), default=Value(State.WAITING.value))
+
+
+def _mark_record(delivery: Delivery, outcome: str, error: str) -> None:
+    columns: Mapping[str, Any] = {"outcome": outcome, "error": error}
+    DeliveryRecord.objects.filter(
+        revision=delivery.wanted_revision_id, cluster=delivery.cluster_id, outcome__in=DeliveryRecord.OPEN
+    ).update(**columns)
+
+
+def _lost(delivery: Delivery) -> bool:
+    log.warning("a late result was dropped", delivery=delivery.pk, sequence=delivery.sequence)
+    Counter.add({("fenced_writes", "stage=deliver"): 1})
+    return False
+
+

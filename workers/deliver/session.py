@@ -1,0 +1,129 @@
+"""A delivery session: claim deliveries within what each cluster allows, and bring each to its target in a thread."""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+
+import structlog
+from django.conf import settings
+from django.db import close_old_connections, connections
+
+from repos.leases import Renewer, claim_capped
+from repos.models import Delivery, GitRepo
+from workers.content import Bundle, BundleUnavailable
+from workers.deliver import outcome
+from workers.deliver.drivers import driver_for
+from workers.deliver.drivers.base import DriverError, Order, Target, TargetAhead
+
+log = structlog.get_logger(__name__)
+
+OpenBundle = Callable[[str], AbstractContextManager[Bundle]]
+LOOK_AGAIN_SECONDS = 0.25
+
+
+def claim_deliveries(limit: int) -> list[Delivery]:
+    """Lease at most `limit` due deliveries, never more than DELIVERY_CLUSTER_CONCURRENCY of one cluster."""
+    rows, _ = claim_capped(
+        Delivery,
+        group="cluster",
+        cap=settings.DELIVERY_CLUSTER_CONCURRENCY,
+        limit=limit,
+        seconds=settings.DELIVERY_LEASE,
+        related=("gitrepo", "cluster", "wanted_revision", "wanted_bundle"),
+    )
+    return rows
+
+
+def target_of(delivery: Delivery) -> Target:
+    gitrepo: GitRepo = delivery.gitrepo
+    cluster = delivery.cluster
+    return Target(
+        gitrepo_uuid=str(gitrepo.uuid),
+        gitrepo_name=gitrepo.name,
+        gitrepo_created=gitrepo.created_at.timestamp(),
+        cluster=cluster.name,
+        settings=cluster.settings,
+        secrets=json.loads(cluster.secrets.reveal() or "{}") if cluster.secrets else {},
+    )
+
+
+def deliver(delivery: Delivery, open_bundle: OpenBundle) -> None:
+    """Bring one claimed delivery to its target, and write how it ended. Never raises for what a target does."""
+    try:
+        _bring(delivery, open_bundle)
+    except TargetAhead as ahead:
+        outcome.target_ahead(delivery, ahead.order.epoch, ahead.order.sequence)
+    except DriverError as error:
+        outcome.failed(delivery, error.cause, str(error))
+    except BundleUnavailable as error:
+        outcome.bundle_missing(delivery, str(error))
+    except Exception:
+        log.exception("a delivery failed in a way that is not known", delivery=delivery.pk)
+        outcome.failed(delivery, "internal", "the delivery failed inside fleetsync: see the worker's log")
+
+
+def _bring(delivery: Delivery, open_bundle: OpenBundle) -> None:
+    driver = driver_for(delivery.cluster.driver)
+    target = target_of(delivery)
+    order = Order(delivery.epoch, delivery.sequence)
+    deadline = time.monotonic() + settings.DELIVERY_TIMEOUT
+
+    def left() -> float:
+        return deadline - time.monotonic()
+
+    if delivery.removal:
+        driver.remove(target, order, deadline=left())
+        outcome.applied(delivery)
+        return
+    if delivery.wanted_bundle is None:
+        raise BundleUnavailable("nothing was bundled for this revision yet")
+    with open_bundle(delivery.wanted_bundle.sha256) as bundle:
+        if delivery.approved_sequence != delivery.sequence:
+            plan = driver.plan(target, bundle, deadline=left())
+            if plan.removed_part > settings.DELIVERY_MAX_REMOVED_PART:
+                outcome.held_back(delivery, plan.removed, plan.changed + plan.removed + plan.kept)
+                return
+        driver.apply(target, bundle, order, deadline=left())
+        if not driver.verify(target, bundle, deadline=left()):
+            raise DriverError("verify", "the target does not have what was applied: somebody else changes it")
+    outcome.applied(delivery)
+
+
+def run_session(open_bundle: OpenBundle, *, budget_seconds: float, stopping: Callable[[], bool]) -> int:
+    """Deliver until nothing is due or the budget is over; how many deliveries were tried."""
+    until = time.monotonic() + budget_seconds
+    tried = 0
+    next_claim = 0.0
+    running: set[Future[None]] = set()
+    with (
+        Renewer(settings.DELIVERY_LEASE) as renewer,
+        ThreadPoolExecutor(settings.DELIVERY_WORKERS, thread_name_prefix="deliver") as pool,
+    ):
+
+        def work(delivery: Delivery) -> None:
+            close_old_connections()
+            try:
+                with renewer.keeping(delivery, deadline_seconds=settings.DELIVERY_TIMEOUT + settings.DELIVERY_LEASE):
+                    deliver(delivery, open_bundle)
+            finally:
+                connections.close_all()
+
+        while True:
+            now = time.monotonic()
+            free = settings.DELIVERY_WORKERS - len(running)
+            if free and next_claim <= now < until and not stopping():
+                batch = claim_deliveries(free)
+                running |= {pool.submit(work, delivery) for delivery in batch}
+                tried += len(batch)
+                next_claim = now if len(batch) == free else now + LOOK_AGAIN_SECONDS
+            if not running:
+                return tried
+            done, running = wait(running, timeout=LOOK_AGAIN_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                if error := future.exception():
+                    # Its lease runs out, and it is delivered again.
+                    log.error("a delivery's end could not be written", error=str(error)[:200])
+            if done:
+                next_claim = 0.0

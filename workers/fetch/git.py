@@ -1,0 +1,271 @@
+"""git as a child process. The only module that imports GitPython, and it uses one method of it: Git.execute.
+
+Rules that hold for every call:
+
+1. The command is a fixed list of words. What a user gave reaches git as a checked object id, as a config
+   value in the environment, or on standard input, never as an argument that could be an option.
+2. The environment is exactly the one passed in. GitPython adds its own to os.environ; `env -u` takes the rest
+   away.
+3. The child leads a session of its own. At its deadline, or when the caller fails, the whole group is
+   SIGKILLed and reaped.
+4. If this process dies, the child does too: setpriv sets a parent-death signal for a small shell, and that
+   kills its group, because the signal is not inherited by what git starts (git-remote-https would wait for a
+   dead server for ever, and hold the mirror's lock). The kernel sends it when the *thread* that started the
+   child ends, so a child must not outlive the thread that started it.
+"""
+
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, cast
+
+from workers.fetch.errors import Cleaner, GitError, GitMissing, GitTimeout, error_from, error_from_os
+
+os.environ.setdefault(
+    "GIT_PYTHON_REFRESH", "quiet"
+)  # a missing git is an error of the call, not of the import
+from git.cmd import Git
+from git.exc import GitCommandNotFound
+
+STDERR_BYTES = 64 * 1024
+# Seconds that the pipes of a killed group get to close: SIGKILL is certain, its moment is not.
+REAP_SECONDS = 10.0
+WATCH_SECONDS = 0.2
+CHUNK_BYTES = 256 * 1024
+
+# $1 is our process id: if that is not the parent any more, it died before setpriv could ask for the signal.
+# $2 is the largest file that git may write, in blocks of 512 bytes; raising it fails where an operator's own
+# limit is lower, and then that one holds. A child in the background gets /dev/null as its standard input
+# unless it is handed over as another descriptor.
+SUPERVISOR = """
+[ "$PPID" = "$1" ] || exit 125
+trap 'kill -KILL 0' TERM HUP INT
+[ "$2" = unlimited ] || ulimit -f "$2" 2>/dev/null || :
+shift 2
+exec 3<&0
+"$@" <&3 3<&- &
+exec 3<&- 0</dev/null
+wait $!
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GitCall:
+    """What every child of one conversation has in common.
+
+    `env` is complete. `deadline` is an instant of time.monotonic(). `clean` makes git's words fit to be
+    shown. `inherit` are descriptors that the child keeps open (a mirror's lock). `max_file_bytes` is the
+    largest file that git may write; 0 is no limit.
+    """
+
+    git_dir: Path
+    env: Mapping[str, str]
+    deadline: float
+    clean: Cleaner
+    inherit: tuple[int, ...] = ()
+    max_file_bytes: int = 0
+
+
+class GitFailed(Exception):  # noqa: N818  # a failed exit, before anybody knows what it means
+    """git ended with `status`; negative is a signal. `error` is what its standard error says."""
+
+    def __init__(self, status: int, stderr: bytes, error: GitError) -> None:
+        super().__init__(f"git ended with status {status}")
+        self.status = status
+        self.stderr = stderr
+        self.error = error
+
+
+def run(
+    call: GitCall,
+    *arguments: str,
+    stdin: bytes = b"",
+    max_output_bytes: int = 1024 * 1024,
+    watch: Callable[[], None] | None = None,
+) -> bytes:
+    """Run git to its end; answers its standard output.
+
+    `watch` is called a few times a second; what it raises kills git and is passed on. Raises GitFailed for a
+    status that is not 0, GitTimeout at the deadline, GitError for an output beyond the limit, GitMissing
+    without git.
+    """
+    with child(call, *arguments, stdin=bool(stdin)) as process:
+        return process.communicate(stdin, max_output_bytes, watch)
+
+
+class Child:
+    """A running git, read with a deadline. Made by child(), which also ends it."""
+
+    def __init__(self, call: GitCall, process: Any) -> None:
+        self._call = call
+        self._process = process
+        self._stderr = bytearray()
+        self._buffer = bytearray()
+        self._selector = selectors.DefaultSelector()
+        for stream, name in ((process.stdout, "out"), (process.stderr, "err")):
+            os.set_blocking(stream.fileno(), False)
+            self._selector.register(stream, selectors.EVENT_READ, name)
+
+    @property
+    def pid(self) -> int:
+        """The process group too."""
+        return cast(int, self._process.pid)
+
+    def write(self, data: bytes) -> None:
+        """Small requests only: at most a pipe's buffer (64 KiB) may be unanswered."""
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self.failure() from None
+
+    def read_line(self) -> bytes:
+        """One line without its end."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._fill()
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    def read_some(self, size: int) -> bytes:
+        """At least one byte and at most `size`."""
+        if not self._buffer:
+            self._fill()
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def communicate(self, stdin: bytes, max_output_bytes: int, watch: Callable[[], None] | None) -> bytes:
+        if stdin:
+            self.write(stdin)
+            self._process.stdin.close()
+        while self._pump(watch):
+            if len(self._buffer) > max_output_bytes:
+                raise GitError(f"git wrote more than {max_output_bytes} bytes where less was expected.")
+        if watch:
+            watch()
+        if self._status() != 0:
+            raise self.failure()
+        return bytes(self._buffer)
+
+    def failure(self) -> GitFailed:
+        """Why the process ended; waits for its end, until the deadline."""
+        while self._pump(None):
+            self._buffer.clear()
+        stderr = bytes(self._stderr)
+        return GitFailed(self._status(), stderr, error_from(stderr, self._call.clean))
+
+    def close(self) -> None:
+        """Kill whatever is left of the group, and reap it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if self._process.stdin:
+            with suppress(OSError):
+                self._process.stdin.close()
+        # Who holds a pipe is not dead yet, and might still write a file that is about to be removed.
+        end = time.monotonic() + REAP_SECONDS
+        while self._selector.get_map() and time.monotonic() < end:
+            self._step(0.05)
+        self._selector.close()
+        self._process.proc.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            stream.close()
+
+    def _fill(self) -> None:
+        before = len(self._buffer)
+        while len(self._buffer) == before:
+            if not self._pump(None):
+                raise self.failure()
+
+    def _pump(self, watch: Callable[[], None] | None) -> bool:
+        """Wait for some output; False once both pipes are at their end."""
+        left = self._call.deadline - time.monotonic()
+        if left <= 0:
+            raise GitTimeout(detail=self._call.clean(self._stderr.decode("utf-8", "replace")))
+        if not self._selector.get_map():
+            return False
+        self._step(min(left, WATCH_SECONDS) if watch else left)
+        if watch:
+            watch()
+        return True
+
+    def _step(self, wait_seconds: float) -> None:
+        for key, _ in self._selector.select(wait_seconds):
+            try:
+                data = os.read(key.fd, CHUNK_BYTES)
+            except BlockingIOError:
+                continue
+            if not data:
+                self._selector.unregister(key.fileobj)
+            elif key.data == "out":
+                self._buffer += data
+            else:
+                self._stderr += data
+                del self._stderr[:-STDERR_BYTES]
+
+    def _status(self) -> int:
+        """The exit status, or minus the signal. Nothing is reaped here: until close() has killed the group,
+        the unreaped leader keeps its number from being given to somebody else.
+        """
+        while True:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            if ended is not None:
+                return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            if time.monotonic() > self._call.deadline:
+                raise GitTimeout
+            time.sleep(0.0005)
+
+
+@contextmanager
+def child(call: GitCall, *arguments: str, stdin: bool = True) -> Iterator[Child]:
+    """Start git, and end it with its whole group when the block ends, however it ends."""
+    env = {**call.env, "GIT_DIR": str(call.git_dir)}
+    try:
+        process = Git(os.sep).execute(
+            [*_wrapper(env, call.max_file_bytes), "git", *arguments],
+            istream=cast("IO[bytes]", subprocess.PIPE) if stdin else None,  # type: ignore[arg-type]
+            as_process=True,
+            env=env,
+            start_new_session=True,
+            pass_fds=call.inherit,
+        )
+    except GitCommandNotFound:
+        raise GitMissing from None
+    except OSError as error:
+        raise error_from_os(error) from error
+    handle = Child(call, process)
+    try:
+        yield handle
+    finally:
+        handle.close()
+
+
+def _wrapper(env: Mapping[str, str], max_file_bytes: int) -> list[str]:
+    # Names alone: a value would show in the process list.
+    unset = [word for name in os.environ if name and name not in env for word in ("-u", name)]
+    blocks = str(-(-max_file_bytes // 512)) if max_file_bytes else "unlimited"
+    return [
+        "env",
+        *unset,
+        *_death_signal(),
+        "sh",
+        "-c",
+        SUPERVISOR,
+        "fleetsync-git",
+        str(os.getpid()),
+        blocks,
+    ]
+
+
+@cache
+def _death_signal() -> tuple[str, ...]:
+    """util-linux has it, busybox has not: there a killed worker's git lives on until its server answers."""
+    return ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()

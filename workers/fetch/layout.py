@@ -1,0 +1,105 @@
+"""What a mirror's folder looks like on disk (gitrepository-layout(5)), made and tidied without starting
+git.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+HEAD = "ref: refs/heads/none\n"
+CONFIG = {
+    "sha1": "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n",
+    "sha256": (
+        "[core]\n\trepositoryformatversion = 1\n\tfilemode = true\n\tbare = true\n"
+        "[extensions]\n\tobjectformat = sha256\n"
+    ),
+}
+# git's temporary files: packs on their way in, packs being rewritten, loose objects. A `.keep` is what a
+# fetch puts beside its new pack until the ref is written.
+TEMPORARY = ("tmp_*", ".tmp-*", "*.keep", "incoming-*", "tmp_objdir-*")
+
+
+def object_format(commit: str) -> str:
+    return "sha1" if len(commit) == 40 else "sha256"
+
+
+def make(folder: Path, kind: str) -> None:
+    """An empty bare repository at `folder`, which appears whole or not at all."""
+    new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
+    for name in ("objects/info", "objects/pack", "refs/fleetsync", "info"):
+        (new / name).mkdir(parents=True)
+    (new / "config").write_text(CONFIG[kind])
+    (new / "HEAD").write_text(HEAD)
+    new.rename(folder)
+
+
+def is_ours(folder: Path, kind: str) -> bool:
+    """Whether the fixed parts are as make() wrote them. What somebody else wrote there might be a command."""
+    try:
+        return (
+            (folder / "config").read_text() == CONFIG[kind]
+            and (folder / "HEAD").read_text() == HEAD
+            and (folder / "objects/pack").is_dir()
+            and (folder / "refs").is_dir()
+            and not (folder / "objects/info/alternates").exists()
+            and not (folder / "config.worktree").exists()
+        )
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def discard(folder: Path) -> None:
+    """Move the mirror out of the way, so that it is gone at once, then remove it."""
+    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    _remove(old)
+    if folder.exists():
+        folder.rename(old)
+        _remove(old)
+
+
+def tidy(folder: Path) -> int:
+    """Remove what killed processes left. Only for who holds the mirror's lock alone; answers how many."""
+    removed = 0
+    for half in (*folder.parent.glob(f"{folder.name}.old-*"), *folder.parent.glob(f"{folder.name}.new-*")):
+        _remove(half)
+        removed += 1
+    for leftover in _leftovers(folder):
+        _remove(leftover)
+        removed += 1
+    return removed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    yield from folder.glob("*.lock")
+    yield from (folder / "objects/info").glob("*.lock")
+    yield from (folder / "refs").rglob("*.lock")
+    for pattern in TEMPORARY:
+        yield from (folder / "objects").glob(pattern)
+        yield from (folder / "objects/pack").glob(pattern)
+        yield from (folder / "objects").glob(f"??/{pattern}")
+
+
+def size_bytes(folder: Path) -> int:
+    """The bytes of all files below `folder`; files that go away meanwhile count nothing."""
+    total = 0
+    stack = [str(folder)]
+    while stack:
+        try:
+            with os.scandir(stack.pop()) as found:
+                for item in found:
+                    if item.is_dir(follow_symlinks=False):
+                        stack.append(item.path)
+                    else:
+                        total += item.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:
+            continue
+    return total

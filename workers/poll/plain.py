@@ -1,0 +1,139 @@
+"""The plain engine: git's own ls-remote, one process for each request, in one event loop.
+
+Slow (some 8 ms of CPU for each poll) and right by definition: it is git. Every process group is killed at its deadline.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import suppress
+
+import structlog
+
+from workers.git_environment import AccessError, git_environment
+from workers.fetch.errors import cleaner, error_from
+from workers.poll.engine import PollError, PollRequest, PollResult
+
+log = structlog.get_logger(__name__)
+
+# A ref's line is a 64-digit id, a tab and a name; names are at most 4 KiB on servers and short in life.
+BYTES_PER_REF = 200
+STDERR_BYTES = 64 * 1024
+PEELED = "^{}"
+
+
+class PlainEngine:
+    """Asks each remote with `git ls-remote`. Not thread-safe: one session uses it at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._running: set[asyncio.Task[PollResult]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def start(self, request: PollRequest) -> None:
+        self._running.add(self._loop.create_task(_ask(request)))
+
+    def wait(self, timeout_seconds: float) -> list[PollResult]:
+        if not self._running:
+            return []
+        done, self._running = self._loop.run_until_complete(
+            asyncio.wait(self._running, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        )
+        return [task.result() for task in done]
+
+    def close(self) -> None:
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            self._loop.run_until_complete(asyncio.wait(self._running, timeout=5))
+        self._running = set()
+        self._loop.close()
+
+
+async def _ask(request: PollRequest) -> PollResult:
+    started = time.monotonic()
+
+    def failed(cause: str, message: str) -> PollResult:
+        return PollResult(request.key, time.monotonic() - started, error=PollError(cause, message))
+
+    try:
+        with git_environment(request.access) as environment:
+            output, errors, status = await _run(request, environment.env)
+            clean = cleaner(environment.secrets)
+    except AccessError as error:
+        return failed(error.cause, str(error))
+    except TimeoutError:
+        return failed(
+            "timeout", f"the server did not answer within {request.timeout_seconds:g} s: check it, or raise GIT_TIMEOUT"
+        )
+    except OSError as error:
+        return failed("git-missing", f"git could not be started: {error.strerror}")
+    except Exception:  # (one poll's fault must not end the session, which holds the leases of fifty)
+        log.exception("a poll failed in a way that is not known", repository=request.access.url)
+        return failed("internal", "the poll failed inside fleetsync: see the worker's log")
+    if status != 0:
+        failure = error_from(errors, clean)
+        return failed(failure.cause, str(failure))
+    refs = parse_refs(output)
+    if len(output) >= request.max_refs * BYTES_PER_REF or len(refs) > request.max_refs:
+        return failed(
+            "limit",
+            f"the repository has more than {request.max_refs} refs: raise GIT_MAX_REFS, or follow a branch by name",
+        )
+    return PollResult(request.key, time.monotonic() - started, refs)
+
+
+def parse_refs(output: bytes) -> dict[str, str]:
+    """The refs in the output of ls-remote ({full name: commit}); an annotated tag stands for the commit that it names."""
+    refs: dict[str, str] = {}
+    peeled: dict[str, str] = {}
+    for line in output.decode("utf-8", "replace").splitlines():
+        commit, separator, name = line.partition("\t")
+        if not separator or len(commit) not in (40, 64):
+            continue
+        if name.endswith(PEELED):
+            peeled[name.removesuffix(PEELED)] = commit
+        else:
+            refs[name] = commit
+    return refs | peeled
+
+
+async def _run(request: PollRequest, env: dict[str, str]) -> tuple[bytes, bytes, int]:
+    """Standard output, standard error and exit status. Raises TimeoutError; the whole group is dead on every way out."""
+    patterns = [name + suffix for name in request.refs for suffix in ("", PEELED) if not (suffix and name == "HEAD")]
+    process = await asyncio.create_subprocess_exec(
+        "git", "ls-remote", "--quiet", "origin", *patterns,
+        stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env, cwd="/", start_new_session=True,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(request.timeout_seconds):
+            output, errors = await asyncio.gather(
+                _read(process.stdout, request.max_refs * BYTES_PER_REF), _read(process.stderr, STDERR_BYTES)
+            )
+            if len(output) < request.max_refs * BYTES_PER_REF:
+                await process.wait()
+            return output, errors, process.returncode or 0
+    finally:
+        await _kill_group(process)
+
+
+async def _read(stream: asyncio.StreamReader | None, most: int) -> bytes:
+    """What the stream gives until its end, or until there is more than `most` bytes of it."""
+    chunks: list[bytes] = []
+    size = 0
+    while stream is not None and size < most and (chunk := await stream.read(65536)):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
+
+
+async def _kill_group(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode is None:
+        await process.wait()

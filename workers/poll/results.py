@@ -1,0 +1,254 @@
+"""Writing what polls found: leases given back, schedules set, moved refs stored, all in short transactions."""
+
+from collections import Counter as Tally
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError, transaction
+from django.db.models import F
+
+from repos.bulk import finish_many
+from repos.doorbells import ring_on_commit
+from repos.events import cut
+from repos.heads import digest_of, only_asked, take_in
+from repos.leases import database_now, finish
+from repos.models import Adoption, Counter, HostNotBefore, Remote
+from repos.refs import Head, head_of
+from repos.remotes import not_before
+from repos.schedule import next_wait_seconds
+from workers.poll.claim import ClaimedRemote, Follow
+from workers.poll.engine import PollResult
+
+log = structlog.get_logger(__name__)
+
+# A head that came back is asked for again this soon when somebody waits for the answer.
+CONFIRM_SECONDS = 2.0
+# How long a host that says 429 without a Retry-After is left alone.
+PATIENCE_SECONDS = 60.0
+LONGEST_PATIENCE_SECONDS = 3600.0
+
+# The row may have been woken, or lost its last follower, while it was being polled.
+NEXT_POLL_AT = (
+    "CASE WHEN t.wakes <> v.wakes_read THEN v.woken_at "
+    "WHEN t.interval_seconds IS NULL AND v.answered >= t.wakes THEN NULL ELSE v.next_poll_at END"
+)
+WAIT_SECONDS = "CASE WHEN t.wakes <> v.wakes_read THEN v.woken_wait ELSE v.wait_seconds END"
+EXTRA = {"wakes_read": "wakes", "woken_at": "next_poll_at", "woken_wait": "wait_seconds"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One answered claim: what was claimed, what came back, and what it means for the stored refs."""
+
+    claimed: ClaimedRemote
+    result: PollResult
+    refs: dict[str, str]
+    digest: str
+    moved: bool
+    # Somebody follows a ref that the answer does not have.
+    missing: bool
+    heads: dict[Follow, Head | None]
+
+
+def understand(claimed: ClaimedRemote, result: PollResult) -> Finding:
+    """What a result means. Pure but for a cache."""
+    refs = only_asked(result.refs, claimed.asked)
+    digest = digest_of(refs, claimed.asked)
+    heads: dict[Follow, Head | None] = {}
+    if result.error is None:
+        frozen = tuple(sorted(refs.items()))
+        heads = {follow: _head(follow, digest, frozen) for follow in claimed.follows}
+    moved = result.error is None and digest != claimed.remote.digest
+    return Finding(claimed, result, refs, digest, moved, None in heads.values(), heads)
+
+
+class _Refs(tuple[tuple[str, str], ...]):
+    """Refs that are never compared: their digest stands for them in the cache's key."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=4096)
+def _cached_head(follow: Follow, digest: str, refs: _Refs) -> Head | None:  # noqa: ARG001 (the digest is the key)
+    return head_of(follow, dict(refs))
+
+
+def _head(follow: Follow, digest: str, refs: tuple[tuple[str, str], ...]) -> Head | None:
+    return _cached_head(follow, digest, _Refs(refs))
+
+
+def store(answers: Sequence[tuple[ClaimedRemote, PollResult]]) -> int:
+    """Write the results of a batch and log each; how many were still ours. One bad value never holds back the others."""
+    findings = [understand(claimed, result) for claimed, result in answers]
+    try:
+        return _store(findings)
+    except (DatabaseError, ValueError, TypeError) as error:
+        log.warning("a batch of poll results is written one by one", rows=len(findings), error=str(error)[:200])
+    stored = 0
+    for finding in findings:
+        try:
+            stored += _store([finding])
+        except (DatabaseError, ValueError, TypeError) as error:
+            _give_back(finding, str(error))
+    return stored
+
+
+def _give_back(finding: Finding, why: str) -> None:
+    """Schedule the next poll of a remote whose result could not be written, with nothing that came from the result."""
+    remote = finding.claimed.remote
+    log.error("a poll result could not be written", repository=remote.url, error=why[:200])
+    failures = remote.consecutive_failures + 1
+    wait = next_wait_seconds(
+        remote.interval_seconds or settings.GITREPO_POLLING_INTERVAL,
+        failures,
+        cap_seconds=settings.GITREPO_BACKOFF_CAP,
+        jitter=settings.GITREPO_POLLING_JITTER,
+    )
+    try:
+        finish(
+            remote,
+            consecutive_failures=failures,
+            last_error="the answer could not be stored: see the worker's log",
+            **Remote.due_in(database_now(), wait),
+        )
+    except DatabaseError as error:
+        # The lease runs out, and the remote is polled again.
+        log.error("a remote could not be given back", repository=remote.url, error=str(error)[:200])
+
+
+def _store(findings: Sequence[Finding]) -> int:
+    with transaction.atomic():
+        now = database_now()
+        _be_patient(findings, now)
+        returning = _store_moved(findings)
+        rows = [(f.claimed.remote, _columns(f, now, f.claimed.remote.pk in returning)) for f in findings]
+        mine = finish_many(
+            rows, expressions={"next_poll_at": NEXT_POLL_AT, "wait_seconds": WAIT_SECONDS}, extra=EXTRA
+        )
+        concerned = [f.claimed.remote.pk for f in findings if f.claimed.remote.pk in mine and _concerns_followers(f)]
+        if concerned:
+            adoptions = Adoption.objects.filter(remote__in=concerned)
+            adoptions.update(wanted=F("wanted") + 1, **Adoption.due_in(now, 0))
+            ring_on_commit("control")
+        Counter.add(Tally(("polls", f"result={_result(f)}") for f in findings))
+    schedules = dict(Remote.objects.filter(pk__in=mine).values_list("pk", "next_poll_at"))
+    for finding in findings:
+        _log(finding, schedules)
+    return len(mine)
+
+
+def _result(finding: Finding) -> str:
+    return finding.result.error.cause if finding.result.error else "ok"
+
+
+def _concerns_followers(finding: Finding) -> bool:
+    remote = finding.claimed.remote
+    return finding.result.error is None and (finding.moved or finding.missing or remote.answered < remote.wakes)
+
+
+def _be_patient(findings: Sequence[Finding], now: datetime) -> None:
+    """Keep the instants before which hosts do not want to be asked again with a credential."""
+    for finding in findings:
+        error, remote = finding.result.error, finding.claimed.remote
+        if error is None or error.cause != "rate-limit":
+            continue
+        seconds = min(error.retry_after_seconds or PATIENCE_SECONDS, LONGEST_PATIENCE_SECONDS)
+        until = now + timedelta(seconds=seconds)
+        key = {"host_id": remote.host_id, "credential_key": remote.credential_id or 0}
+        HostNotBefore.objects.update_or_create(**key, defaults={"until": until})
+        Remote.objects.filter(
+            host=remote.host_id, credential=remote.credential_id, next_poll_at__lt=until, lease_until__isnull=True
+        ).update(next_poll_at=until, wait_seconds=seconds)
+
+
+def _store_moved(findings: Sequence[Finding]) -> set[int]:
+    """Store the refs of the answers that moved; the remotes with a head that waits for a second poll's word."""
+    moved = {f.claimed.remote.pk: f for f in findings if f.moved}
+    returning = set()
+    tokens = {f.claimed.remote.lease_token for f in moved.values()}
+    stored = Remote.objects.filter(pk__in=moved, lease_token__in=tokens).order_by("pk")
+    for remote in stored.only("refs", "recent", "returning", "change", "lease_token", "asked"):
+        finding = moved[remote.pk]
+        heads = take_in(remote.refs, remote.recent, remote.returning, finding.refs)
+        if heads.returning:
+            returning.add(remote.pk)
+        columns: dict[str, Any] = {
+            "refs": heads.refs,
+            "recent": heads.recent,
+            "returning": heads.returning,
+            "asked": finding.claimed.asked,
+            # An answer that is not believed yet must look like news the next time.
+            "digest": "" if heads.returning else finding.digest,
+        }
+        if heads.refs != remote.refs or remote.asked != finding.claimed.asked:
+            columns["change"] = F("change") + 1
+        Remote.objects.filter(pk=remote.pk, lease_token=finding.claimed.remote.lease_token).update(**columns)
+    return returning
+
+
+def _columns(finding: Finding, now: datetime, returning: bool) -> dict[str, Any]:
+    """The columns that one poll writes back to its Remote."""
+    claimed, result = finding.claimed, finding.result
+    remote = claimed.remote
+    ok = result.error is None
+    failures = 0 if ok else remote.consecutive_failures + 1
+    waited_for = remote.answered < remote.wakes
+    wait = next_wait_seconds(
+        remote.interval_seconds or settings.GITREPO_POLLING_INTERVAL,
+        failures,
+        cap_seconds=settings.GITREPO_BACKOFF_CAP,
+        jitter=settings.GITREPO_POLLING_JITTER,
+    )
+    scheduled = claimed.claimed_at + timedelta(seconds=wait)
+    if ok and returning and waited_for:
+        scheduled = now + timedelta(seconds=min(CONFIRM_SECONDS, wait))
+    patient_until = not_before(remote.host_id, remote.credential_id, now) if not ok else now
+    scheduled = max(scheduled, patient_until)
+    return {
+        "next_poll_at": scheduled,
+        "wait_seconds": max(0.0, (scheduled - now).total_seconds()),
+        "last_poll_at": claimed.claimed_at,
+        "last_poll_seconds": result.seconds,
+        "last_lag_seconds": claimed.lag_seconds,
+        "last_success_at": now if ok else remote.last_success_at,
+        "consecutive_failures": failures,
+        "last_error": "" if result.error is None else cut(result.error.message),
+        "health_changed_at": now if bool(failures) != bool(remote.consecutive_failures) else remote.health_changed_at,
+        "answered": remote.wakes if ok and not (returning and waited_for) else remote.answered,
+        "wakes_read": remote.wakes,
+        "woken_at": patient_until,
+        "woken_wait": (patient_until - now).total_seconds(),
+    }
+
+
+def _log(finding: Finding, schedules: dict[int, datetime | None]) -> None:
+    """One line for each poll, in Fleet's words, so that anybody can see from the log alone who is being followed."""
+    claimed, result = finding.claimed, finding.result
+    first = next(iter(claimed.follows), None)
+    head = finding.heads.get(first) if first else None
+    scheduled = schedules.get(claimed.remote.pk)
+    log.info(
+        "Reconciling GitRepo status",
+        gitrepo=first.name if first else "",
+        gitrepos=sum(follow.count for follow in claimed.follows),
+        repository=claimed.remote.url,
+        commit=head.commit if head else "",
+        result=_result(finding),
+        error=result.error.message if result.error else "",
+        claimed_at=claimed.claimed_at.isoformat(),
+        lag_seconds=round(claimed.lag_seconds, 3),
+        poll_seconds=round(result.seconds, 3),
+        next_poll_at=scheduled.isoformat() if scheduled else "",
+        owned=claimed.remote.pk in schedules,
+    )

@@ -1,0 +1,121 @@
+"""The resync: walk every GitRepo once a period, a page at a time, and repair what no rule allows.
+
+What is repaired is counted, and the count should be 0: it would mean that some path forgot its work.
+"""
+
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Q
+
+from repos.deliveries import matched_clusters, rematch, unapplied
+from repos.doorbells import ring_on_commit
+from repos.events import record_event
+from repos.leases import Leased, claim, database_now, finish, heal
+from repos.models import Adoption, Chore, Cluster, Counter, Delivery, GitRepo, Mirror, Remote, SyncJob
+from repos.remotes import refresh_interval, wanted_interval_seconds
+
+# Seconds between two looks; beat's entry has the same interval.
+EVERY_SECONDS = 5.0
+LARGEST_PAGE = 500
+LEASED: tuple[type[Leased], ...] = (Adoption, Chore, Cluster, Delivery, Mirror, Remote, SyncJob)
+
+
+@dataclass
+class Repairs:
+    """What was repaired, by kind."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: str, gitrepo: GitRepo | None, message: str, now: datetime) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        Counter.add({("repairs", f"kind={kind}"): 1})
+        record_event(gitrepo, "Repaired", message, now, warning=True)
+
+
+def page_size(gitrepos: int, period_seconds: float) -> int:
+    """How many GitRepos each look takes, so that a round over all of them fits into the period. Pure."""
+    looks = max(1.0, period_seconds / EVERY_SECONDS - 1)
+    return max(1, min(LARGEST_PAGE, math.ceil(gitrepos / looks)))
+
+
+def resync() -> Repairs:
+    """One look: heal instants that a clock left behind, and walk the next page of GitRepos."""
+    repairs = Repairs()
+    now = database_now()
+    for model in LEASED:
+        if healed := heal(model, now):
+            Counter.add({("healed_schedules", f"model={model._meta.model_name}"): healed})
+    Chore.objects.get_or_create(name=Chore.RESYNC, defaults={"due_at": now})
+    for chore in claim(Chore, limit=1, seconds=settings.JOB_LEASE, where=Q(name=Chore.RESYNC)):
+        _walk(chore, repairs)
+    return repairs
+
+
+def _walk(chore: Chore, repairs: Repairs) -> None:
+    now = database_now()
+    started = now if chore.cursor == 0 or chore.round_started_at is None else chore.round_started_at
+    size = page_size(GitRepo.objects.count(), settings.GITREPO_SYNC_PERIOD)
+    page = list(GitRepo.objects.filter(pk__gt=chore.cursor).order_by("pk").values_list("pk", "remote_id")[:size])
+    for pk, remote_id in page:
+        with transaction.atomic():
+            repair(pk, remote_id, repairs)
+    if len(page) == size:
+        finish(chore, cursor=page[-1][0], round_started_at=started, **Chore.due_in(now, 0))
+    else:
+        left = settings.GITREPO_SYNC_PERIOD - (now - started).total_seconds()
+        wait = max(0.0, left)
+        finish(chore, cursor=0, round_started_at=None, rounds=F("rounds") + 1, **Chore.due_in(now, wait))
+
+
+def repair(pk: int, remote_id: int, repairs: Repairs) -> None:
+    """Look at one GitRepo with its remote, jobs and deliveries, all locked; nothing is adopted here."""
+    remote = Remote.objects.select_for_update(of=("self",)).filter(pk=remote_id).first()
+    gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=pk).first()
+    if remote is None or gitrepo is None or gitrepo.remote_id != remote.pk:
+        return
+    now = database_now()
+    _repair_schedule(gitrepo, remote, repairs, now)
+    if not gitrepo.paused:
+        _repair_jobs(gitrepo, repairs, now)
+        _repair_deliveries(gitrepo, repairs, now)
+
+
+def _repair_schedule(gitrepo: GitRepo, remote: Remote, repairs: Repairs, now: datetime) -> None:
+    interval = wanted_interval_seconds(remote)
+    if interval is not None and remote.next_poll_at is None:
+        Remote.objects.filter(pk=remote.pk).update(**Remote.due_in(now, 0))
+        repairs.add("schedule", gitrepo, "the repository had no next poll: it is polled now", now)
+        ring_on_commit("poll")
+    if interval != remote.interval_seconds:
+        refresh_interval(remote)
+        repairs.add("interval", gitrepo, "the repository's interval was not what its GitRepos want", now)
+    if not Adoption.objects.filter(remote=remote).exists():
+        Adoption.objects.create(remote=remote, **Adoption.due_in(now, 0))
+        repairs.add("adoption", gitrepo, "the repository's answers had nobody to adopt them", now)
+
+
+def _repair_jobs(gitrepo: GitRepo, repairs: Repairs, now: datetime) -> None:
+    open_jobs = SyncJob.objects.filter(gitrepo=gitrepo, state__in=(*SyncJob.WAITING, SyncJob.State.RUNNING))
+    if fixed := open_jobs.filter(due_at__isnull=True).update(**SyncJob.due_in(now, 0)):
+        repairs.add("job", gitrepo, f"{fixed} sync job had no instant at which it is due", now)
+        ring_on_commit("sync")
+
+
+def _repair_deliveries(gitrepo: GitRepo, repairs: Repairs, now: datetime) -> None:
+    stuck = Delivery.objects.filter(unapplied(), gitrepo=gitrepo, due_at__isnull=True)
+    if fixed := stuck.update(**Delivery.due_in(now, 0)):
+        repairs.add("delivery", gitrepo, f"{fixed} deliveries had no instant at which they are due", now)
+        ring_on_commit("deliver")
+    if gitrepo.wanted_revision_id is None:
+        return
+    wanted = {cluster.pk for cluster in matched_clusters(gitrepo)}
+    present = set(Delivery.objects.filter(gitrepo=gitrepo, removal=False).values_list("cluster_id", flat=True))
+    # A cluster that waits for its own matching is not forgotten, it is next.
+    waiting = set(Cluster.objects.filter(match_due_at__isnull=False).values_list("pk", flat=True))
+    if (wanted ^ present) - waiting:
+        rematch(gitrepo, now)
+        repairs.add("match", gitrepo, "the deliveries did not agree with the targets", now)

@@ -1,0 +1,300 @@
+"""The sync stage: one claimed job at a time, from the remote's commit to deliveries that want its bundle.
+
+The database is touched before and after the work, never during it: no lock and no transaction is held while git or the
+disk is busy.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q
+
+from repos import deliveries, registration
+from repos.events import cut, record_event
+from repos.fields import SecretUnreadable
+from repos.leases import Renewer, claim, database_now, finish, unleased
+from repos.models import Bundle, Counter, GitRepo, Mirror, Remote, Revision, SyncJob
+from repos.schedule import next_wait_seconds
+from workers.access import access_of
+from workers.bundle.build import build
+from workers.bundle.errors import BundleCorrupt, BundleError, BundleMissing
+from workers.bundle.select import Limits, list_entries, selection_key
+from workers.bundle.store import BundleStore
+from workers.content import Bundle as BundleContent
+from workers.content import BundleUnavailable
+from workers.fetch.errors import CommitNotFound, GitError, MirrorBusy, MirrorCorrupt
+from workers.fetch.mirror import FetchLimits
+from workers.fetch.mirror import Mirror as MirrorFolder
+
+log = structlog.get_logger(__name__)
+State = SyncJob.State
+
+RETRY_SECONDS = 2.0
+# A job whose mirror is in use goes back to the queue for about this long.
+BUSY_SECONDS = 0.5
+
+
+@cache
+def store() -> BundleStore:
+    return BundleStore(settings.BUNDLE_DIR)
+
+
+@contextmanager
+def open_bundle(sha256: str) -> Iterator[BundleContent]:
+    """A stored bundle, checked; BundleUnavailable if it has to be made again."""
+    try:
+        with store().open_bundle(sha256) as found:
+            yield found
+    except (BundleMissing, BundleCorrupt) as error:
+        raise BundleUnavailable(str(error)) from error
+
+
+class Dropped(Exception):  # noqa: N818 (not a fault: the work is somebody else's now, or nobody's)
+    """The job is not to be finished by this run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a job read when it began."""
+
+    job: SyncJob
+    gitrepo: GitRepo
+    revision: Revision
+    remote: Remote
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a job made: the bundle's name and size, or nothing if the content is as it was."""
+
+    selection_key: str
+    sha256: str = ""
+    size_bytes: int = 0
+    files: int = 0
+
+
+def claimable_jobs(now: datetime) -> Q:
+    """Jobs whose GitRepo has none running, and whose mirror on this machine is free."""
+    running = SyncJob.objects.filter(gitrepo=OuterRef("gitrepo"), state=State.RUNNING).exclude(pk=OuterRef("pk"))
+    fetching = Mirror.objects.filter(
+        ~unleased(now, Mirror), remote=OuterRef("gitrepo__remote"), worker_host=settings.WORKER_HOST
+    )
+    return ~Exists(running) & ~Exists(fetching)
+
+
+def run_session(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
+    """Run jobs until none is due or the budget is over; how many were run."""
+    until = time.monotonic() + budget_seconds
+    ran = 0
+    with Renewer(settings.JOB_LEASE) as renewer:
+        while time.monotonic() < until and not stopping():
+            now = database_now()
+            jobs = claim(
+                SyncJob,
+                limit=1,
+                seconds=settings.JOB_LEASE,
+                where=claimable_jobs(now),
+                extra={"state": State.RUNNING, "started_at": now},
+            )
+            if not jobs:
+                break
+            run_job(jobs[0], renewer)
+            ran += 1
+    return ran
+
+
+def run_job(job: SyncJob, renewer: Renewer) -> None:
+    """Run one claimed job to its end, and write the end. Never raises for what a remote or a disk does."""
+    structlog.contextvars.bind_contextvars(job=job.pk)
+    try:
+        with renewer.keeping(job, deadline_seconds=settings.GIT_FETCH_TIMEOUT + settings.JOB_LEASE):
+            work = begin(job)
+            made = make(work, renewer)
+        conclude(work, made)
+    except Dropped as dropped:
+        log.info("sync job dropped", reason=str(dropped))
+    except MirrorBusy:
+        finish(job, state=State.PENDING, **SyncJob.due_in(database_now(), BUSY_SECONDS * (1 + random.random())))  # noqa: S311
+    except (GitError, BundleError, SecretUnreadable) as error:
+        fail(job, getattr(error, "cause", "credential"), str(error))
+        if isinstance(error, CommitNotFound):
+            ask_again(job.gitrepo_id)
+    except Exception:
+        log.exception("a sync job failed in a way that is not known")
+        fail(job, "internal", "the job failed inside fleetsync: see the worker's log")
+    finally:
+        structlog.contextvars.unbind_contextvars("job")
+
+
+def begin(job: SyncJob) -> Work:
+    """Look again after the claim: what was queued may not be wanted any more. Raises Dropped, with the end written."""
+    gitrepo = GitRepo.objects.select_related("remote__credential", "wanted_revision__bundle").get(pk=job.gitrepo_id)
+    revision = Revision.objects.get(pk=job.revision_id)
+    newer = SyncJob.objects.filter(gitrepo=gitrepo, revision__number__gt=revision.number, state__in=SyncJob.WAITING)
+    if gitrepo.deleted_at is not None or newer.exists():
+        supersede(job)
+        raise Dropped("superseded")
+    if gitrepo.paused:
+        finish(job, state=State.PENDING, **SyncJob.not_due())
+        raise Dropped("paused")
+    log.info("sync job started", gitrepo=gitrepo.name, commit=revision.commit, revision=revision.number)
+    return Work(job, gitrepo, revision, gitrepo.remote)
+
+
+def supersede(job: SyncJob) -> None:
+    with transaction.atomic():
+        if finish(job, state=State.SUPERSEDED, finished_at=database_now(), **SyncJob.not_due()):
+            Revision.objects.filter(pk=job.revision_id, outcome=Revision.Outcome.OPEN).update(
+                outcome=Revision.Outcome.SUPERSEDED
+            )
+            Counter.add({("sync_jobs", "result=superseded"): 1})
+
+
+def mirror_of(remote: Remote) -> Mirror:
+    """The leased row of the remote's mirror on this machine. Raises MirrorBusy if somebody fetches into it."""
+    mirror, _ = Mirror.objects.get_or_create(
+        remote=remote, worker_host=settings.WORKER_HOST, defaults={"due_at": database_now()}
+    )
+    rows = claim(Mirror, limit=1, seconds=settings.JOB_LEASE, where=Q(pk=mirror.pk))
+    if not rows:
+        raise MirrorBusy
+    return rows[0]
+
+
+def make(work: Work, renewer: Renewer) -> Made:
+    """Fetch the commit, and bundle what the paths select, unless that is as it was. Git and disk only."""
+    row = mirror_of(work.remote)
+    until = time.monotonic() + settings.GIT_FETCH_TIMEOUT
+    folder = MirrorFolder(settings.MIRROR_DIR / work.remote.identity)
+    size: dict[str, int] = {}
+    try:
+        with renewer.keeping(row, deadline_seconds=settings.GIT_FETCH_TIMEOUT):
+            report = folder.fetch(
+                access_of(work.remote),
+                work.revision.commit,
+                str(work.gitrepo.pk),
+                deadline_seconds=until - time.monotonic(),
+                limits=FetchLimits(max_bytes=settings.GIT_FETCH_MAX_BYTES),
+            )
+            size = {"size_bytes": folder.size_bytes()}
+            log.info("fetched", bytes=report.bytes, seconds=round(report.seconds, 3), asked_remote=report.fetched)
+            try:
+                return bundle(work, folder, until - time.monotonic())
+            except MirrorCorrupt:
+                folder.remove()
+                raise
+    finally:
+        now = database_now()
+        finish(row, **Mirror.due_in(now, 0), last_fetch_at=now, last_used_at=now, **size)
+
+
+def bundle(work: Work, folder: MirrorFolder, deadline_seconds: float) -> Made:
+    paths = list(work.gitrepo.paths)
+    before = work.gitrepo.wanted_revision
+    with folder.reader(deadline_seconds=deadline_seconds) as reader:
+        selection = selection_key(reader, work.revision.commit, paths)
+        unchanged = (
+            work.revision.reason not in (Revision.Reason.FORCE, Revision.Reason.ROLLBACK)
+            and before is not None
+            and before.pk != work.revision.pk
+            and before.selection_key == selection.key
+            and before.bundle is not None
+            and store().exists(before.bundle.sha256)
+        )
+        if unchanged:
+            return Made(selection.key)
+        built = build(reader, list_entries(reader, selection, limits()), store())
+    return Made(selection.key, built.sha256, built.size, built.files)
+
+
+def conclude(work: Work, made: Made) -> None:
+    """Write what the job made: the revision synced, its deliveries wanted, the job ended, in one transaction."""
+    with transaction.atomic():
+        gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=work.gitrepo.pk).first()
+        now = database_now()
+        if gitrepo is None or gitrepo.deleted_at is not None or gitrepo.generation != work.revision.generation:
+            # The spec changed under the job: its result is for nobody, and the edit has asked for a new one.
+            supersede(work.job)
+            return
+        if gitrepo.remote_id != work.remote.pk:
+            finish(work.job, state=State.PENDING, **SyncJob.due_in(now, 0))
+            return
+        if not finish(work.job, state=State.SUCCEEDED, finished_at=now, last_error="", **SyncJob.not_due()):
+            Counter.add({("fenced_writes", "stage=sync"): 1})
+            log.warning("a late result was dropped", job=work.job.pk)
+            return
+        if not made.sha256:
+            _unchanged(gitrepo, work.revision, made, now)
+        else:
+            _changed(gitrepo, work.revision, made, now)
+        Counter.add({("sync_jobs", "result=" + ("succeeded" if made.sha256 else "unchanged")): 1})
+    log.info("synced", gitrepo=work.gitrepo.name, commit=work.revision.commit, bundle=made.sha256, changed=bool(made.sha256))
+
+
+def _unchanged(gitrepo: GitRepo, revision: Revision, made: Made, now: datetime) -> None:
+    before = gitrepo.wanted_revision
+    revision.bundle = before.bundle if before else None
+    _keep(gitrepo, revision, made, Revision.Outcome.UNCHANGED, now)
+    deliveries.record_unchanged(revision, deliveries.matched_clusters(gitrepo), now)
+    record_event(gitrepo, "Unchanged", f"{revision.commit[:12]} changes nothing below the paths", now)
+
+
+def _changed(gitrepo: GitRepo, revision: Revision, made: Made, now: datetime) -> None:
+    revision.bundle, _ = Bundle.objects.update_or_create(
+        sha256=made.sha256,
+        defaults={"last_used_at": now},
+        create_defaults={"last_used_at": now, "size_bytes": made.size_bytes, "files": made.files},
+    )
+    clusters = deliveries.matched_clusters(gitrepo)
+    _keep(gitrepo, revision, made, Revision.Outcome.SYNCED if clusters else Revision.Outcome.NO_TARGET, now)
+    deliveries.want(gitrepo, revision, clusters, now)
+    record_event(gitrepo, "Synced", f"{revision.commit[:12]} wanted at {len(clusters)} clusters", now)
+
+
+def _keep(gitrepo: GitRepo, revision: Revision, made: Made, outcome: str, now: datetime) -> None:
+    revision.outcome, revision.synced_at, revision.selection_key = outcome, now, made.selection_key
+    revision.save(update_fields=["bundle", "outcome", "synced_at", "selection_key"])
+    GitRepo.objects.filter(pk=gitrepo.pk).update(wanted_revision=revision)
+    gitrepo.wanted_revision = revision
+
+
+def fail(job: SyncJob, cause: str, message: str) -> None:
+    """The try failed: kept, shown, and tried again after a backoff, unless a newer revision waits already."""
+    wait = next_wait_seconds(
+        RETRY_SECONDS, job.failures, cap_seconds=settings.GITREPO_BACKOFF_CAP, jitter=settings.GITREPO_POLLING_JITTER
+    )
+    with transaction.atomic():
+        gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=job.gitrepo_id).first()
+        if gitrepo is None:
+            return
+        now = database_now()
+        if SyncJob.objects.filter(gitrepo=gitrepo, state__in=SyncJob.WAITING).exists():
+            supersede(job)
+            return
+        due = SyncJob.not_due() if gitrepo.paused else SyncJob.due_in(now, wait)
+        if finish(job, state=State.FAILED, failures=job.failures + 1, last_error=cut(message), **due):
+            Counter.add({("sync_jobs", "result=failed"): 1})
+            record_event(gitrepo, "SyncFailed", message, now, warning=True)
+    log.warning("sync job failed", gitrepo=gitrepo.name, cause=cause, error=message, failures=job.failures + 1)
+
+
+def ask_again(gitrepo_id: int) -> None:
+    """The remote no longer gives the commit: what it has now is asked for, and only a newer revision supersedes."""
+    with transaction.atomic():
+        remote_id = GitRepo.objects.filter(pk=gitrepo_id).values_list("remote_id", flat=True).first()
+        remote = Remote.objects.select_for_update(of=("self",)).filter(pk=remote_id).first()
+        gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=gitrepo_id, remote=remote, commit="").first()
+        if remote is not None and gitrepo is not None:
+            registration.request(gitrepo, remote)
+
+
+def limits() -> Limits:
+    return Limits(settings.BUNDLE_MAX_FILES, settings.BUNDLE_MAX_BYTES, settings.BUNDLE_MAX_FILE_BYTES)

@@ -1,0 +1,80 @@
+"""Every Celery task: a doorbell in, one call. What is due is in the database; a task carries nothing."""
+
+from functools import cache
+from typing import Any
+
+from celery import shared_task
+from django.conf import settings
+
+from fleetsync.limits import hard_limit
+from fleetsync.stopping import stopping
+from workers import adopt as adoption
+from workers import prune as pruning
+from workers import resync as resyncing
+from workers import sync as syncing
+from workers import tick as ticking
+from workers.deliver.session import run_session
+from workers.poll.engine import Engine
+from workers.poll.plain import PlainEngine
+from workers.poll.session import Session
+
+# Adoption shares its processes with the tick, so it makes room for it often.
+CONTROL_BUDGET_SECONDS = 2.0
+
+
+def _limited(queue: str) -> dict[str, Any]:
+    return {"time_limit": hard_limit(queue), "ignore_result": True}
+
+
+@cache
+def _engine() -> Engine:
+    """One engine for this process: what it keeps open serves the next session."""
+    return PlainEngine()
+
+
+@shared_task(**_limited("control"))
+def tick() -> None:
+    ticking.tick()
+
+
+@shared_task(**_limited("control"))
+def adopt() -> None:
+    adoption.run_adoptions(budget_seconds=CONTROL_BUDGET_SECONDS, stopping=stopping)
+    adoption.run_matching(budget_seconds=CONTROL_BUDGET_SECONDS, stopping=stopping)
+
+
+@shared_task(**_limited("control"))
+def resync() -> None:
+    resyncing.resync()
+
+
+@shared_task(**_limited("control"))
+def prune() -> None:
+    pruning.prune()
+
+
+@shared_task(**_limited("poll"))
+def poll() -> None:
+    engine = _engine()
+    try:
+        Session(
+            engine,
+            limit=settings.GITREPO_RECONCILER_WORKERS,
+            budget_seconds=settings.SESSION_BUDGET,
+            stopping=stopping,
+        ).run()
+    except BaseException:
+        # What is still in flight belongs to a session that is no more: the next one starts with an empty engine.
+        _engine.cache_clear()
+        engine.close()
+        raise
+
+
+@shared_task(**_limited("sync"))
+def sync() -> None:
+    syncing.run_session(budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
+
+
+@shared_task(**_limited("deliver"))
+def deliver() -> None:
+    run_session(syncing.open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)

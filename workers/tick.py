@@ -1,0 +1,45 @@
+"""The tick: once a second, is anything due? It rings for whatever is due and unleased, in any stage."""
+
+from datetime import datetime
+
+from django.db import connection, transaction
+
+from repos.doorbells import ENOUGH_WAITING, ring
+from repos.leases import Leased, claimable, database_now
+from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
+
+STATEMENT_TIMEOUT_MS = 2000
+
+# What each queue's doorbell looks at, and how many due rows are worth one more doorbell.
+STAGES: dict[str, tuple[tuple[type[Leased], ...], int]] = {
+    "poll": ((Remote,), 50),
+    "control": ((Adoption, Cluster), 50),
+    "sync": ((SyncJob,), 1),
+    "deliver": ((Delivery,), 8),
+}
+
+
+def due_count(models: tuple[type[Leased], ...], now: datetime, most: int) -> int:
+    """How many rows are due and unleased, counted no further than `most`."""
+    count = 0
+    for model in models:
+        count += model._default_manager.filter(claimable(model, now))[: most - count].count()
+        if count >= most:
+            break
+    return count
+
+
+def tick() -> dict[str, int]:
+    """Ring each stage that has work; how many doorbells each queue got.
+
+    Idempotent, so it does not matter how many ticks run at once: no queue gets more doorbells than it lacks.
+    """
+    with transaction.atomic():
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}")
+        now = database_now()
+        due = {
+            queue: -(-due_count(models, now, ENOUGH_WAITING * rows) // rows) for queue, (models, rows) in STAGES.items()
+        }
+    return {queue: ring(queue, times) for queue, times in due.items() if times}
