@@ -13,7 +13,6 @@ What the stock one lacks, and what is done about it here:
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 from celery import schedules
@@ -44,7 +43,7 @@ def steady_now() -> dt.datetime:
     return _started + dt.timedelta(seconds=time.monotonic() - _started_monotonic)
 
 
-class Entry(ModelEntry):  # type: ignore[misc]
+class SteadyEntry(ModelEntry):  # type: ignore[misc]
     """One PeriodicTask. Intervals are counted on the steady clock; a crontab means the wall clock."""
 
     def __init__(self, model: Any, app: Any = None) -> None:
@@ -72,13 +71,13 @@ class Entry(ModelEntry):  # type: ignore[misc]
 class Scheduler(DatabaseScheduler):  # type: ignore[misc]
     """See the module. Two of these at once send each entry twice: harmless, a doorbell carries nothing."""
 
-    Entry = Entry
+    Entry = SteadyEntry
     # The stock property waits for the broker without end. Without one, Celery's own pool of producers is
     # used.
     producer = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._schedule: dict[str, Entry] = {}
+        self._schedule: dict[str, SteadyEntry] = {}
         self._look_at = self._read_at = 0.0
         self._last_change: dt.datetime | None = None
         self._trouble: dict[str, float] = {}
@@ -91,7 +90,12 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
 
     # -- the clock -------------------------------------------------------------------------------------------
 
-    def _when(self, entry: Entry, next_time_to_run: float, mktime: Callable[..., Any] | None = None) -> float:  # noqa: ARG002
+    def _when(
+        self,
+        entry: SteadyEntry,  # noqa: ARG002 - as in the base
+        next_time_to_run: float,
+        mktime: object = None,  # noqa: ARG002 - as in the base
+    ) -> float:
         """The place in the heap: seconds on the monotonic clock."""
         return time.monotonic() + float(self.adjust(next_time_to_run) or 0)
 
@@ -110,7 +114,7 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
     # -- the entries -----------------------------------------------------------------------------------------
 
     @property
-    def schedule(self) -> dict[str, Entry]:
+    def schedule(self) -> dict[str, SteadyEntry]:
         """The entries as last read. Reading them is _refresh's, once in a pass."""
         return self._schedule
 
@@ -138,9 +142,9 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
         self._heap = None
         self._recovered("database", "the database is back")
 
-    def all_as_schedule(self) -> dict[str, Entry]:
+    def all_as_schedule(self) -> dict[str, SteadyEntry]:
         """The enabled rows as entries, each going on from when it ran last, which is never in the future."""
-        fresh: dict[str, Entry] = super().all_as_schedule()
+        fresh: dict[str, SteadyEntry] = super().all_as_schedule()
         for name, entry in fresh.items():
             if not entry.is_interval:
                 continue
@@ -166,7 +170,7 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
 
     # -- sending ---------------------------------------------------------------------------------------------
 
-    def apply_entry(self, entry: Entry, producer: Any = None) -> None:
+    def apply_entry(self, entry: SteadyEntry, producer: Any = None) -> None:
         """Sends the entry's message unless its queue has enough. A broker that is away stops nothing."""
         queue = entry.options.get("queue") or self.app.conf.task_default_queue
         try:

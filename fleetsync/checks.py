@@ -175,7 +175,7 @@ def _only_ours(socket: Path) -> bool:
 @register("fleetsync", Tags.security)
 def check_secrets(**_: Any) -> list[CheckMessage]:
     """E030 to E033: with DEBUG off there is no made-up key to fall back on."""
-    found = list(_encryption_key_errors())
+    found: list[CheckMessage] = list(_encryption_key_errors())
     if settings.DEBUG:
         return found
     try:

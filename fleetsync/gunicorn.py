@@ -21,6 +21,8 @@ keepalive = 65
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 # Requests are logged by django-structlog's middleware, with the user and the request's id.
 accesslog = None
+# A door for commands, in the user's home folder, that nobody here uses.
+control_socket_disable = True
 logconfig_dict: dict[str, Any] = {
     **settings.LOGGING,
     "loggers": {

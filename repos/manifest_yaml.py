@@ -61,7 +61,7 @@ def read_documents(data: str | bytes) -> list[tuple[int, object]]:
     _check(text)
     documents: list[object] = []
     try:
-        documents.extend(yaml.load_all(text, Loader=_Loader))  # noqa: S506  # a SafeLoader
+        documents.extend(yaml.load_all(text, Loader=_Loader))
     except yaml.YAMLError as error:
         _refuse_yaml(error, len(documents) + 1)
     return [(number, content) for number, content in enumerate(documents, 1) if content is not None]

@@ -89,7 +89,7 @@ def read_manifests(data: str | bytes) -> list[GitRepoSpec]:
     if not specs:
         errors.append("There is no GitRepo in the text.")
     if errors:
-        raise ValidationError([ValidationError(message, code="manifest") for message in errors[:MAX_ERRORS]])
+        raise ValidationError([ValidationError(message, code="manifest") for message in errors])
     return specs
 
 
@@ -102,7 +102,8 @@ class _Document:
 
     def refuse(self, place: str, message: str) -> None:
         where = f"{place}: " if place else ""
-        self._errors.append(f"document {self._number}: {where}{message}")
+        if len(self._errors) < MAX_ERRORS:
+            self._errors.append(f"document {self._number}: {where}{message}")
 
     def read(self, content: object) -> GitRepoSpec:
         spec: GitRepoSpec = {}
@@ -307,7 +308,7 @@ _OTHER_SPEC_KEYS = {"revision", "paths", "caBundle", "correctDrift", "forceSyncG
 
 
 def _path_of_fleet(path: str) -> str:
-    """Fleet joins a path to the root of the repository, so `/`, `./` and `.` are the root and `./x/` is `x`."""
+    """Our one spelling: to Fleet, `/`, `./` and `.` are the root, and `./x/` is `x`."""
     while path.startswith("./"):
         path = path[2:]
     return path.rstrip("/") or "."

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import shutil
+import ssl
 import subprocess
 import threading
 import time
@@ -216,11 +217,19 @@ class GitServer:
     log: list[Request] = field(default_factory=list)
     port: int = 0
     protocol_v2: bool = True
+    scheme: str = "http"
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _context: ssl.SSLContext | None = None
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def use_tls(self, certificate: Path, key: Path) -> None:
+        """From now on every connection speaks TLS."""
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate, key)
+        self.scheme = "https"
 
     def url(self, repository: Repository) -> str:
         return f"{self.address}/{repository.folder.relative_to(self.root)}"
@@ -274,8 +283,15 @@ class _Http(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = 120
     git_server: GitServer
     disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        # In the connection's own thread: a slow handshake holds up nobody else.
+        if context := self.git_server._context:
+            self.request = context.wrap_socket(self.request, server_side=True)
+        super().setup()
 
     def do_GET(self) -> None:
         self._handle()

@@ -250,7 +250,7 @@ def test_a_pass_that_fails_is_followed_by_another(
     scheduler: beat.Scheduler, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(beat.Entry, "is_due", lambda self: 1 / 0)
+        broken.setattr(beat.SteadyEntry, "is_due", lambda self: 1 / 0)
         broken.setattr(scheduler, "populate_heap", lambda: 1 / 0)
         assert scheduler.tick() == 1.0
     assert about(rings(scheduler, server, 1.0), 1.0)

@@ -173,6 +173,7 @@ def _any(*patterns: str) -> re.Pattern[str]:
 # Lines that the remote wrote itself ("remote: ...") are taken out before, since it may write what it likes
 # there.
 RULES: Sequence[tuple[re.Pattern[str], type[GitError]]] = (
+    (_any(r"sh: .*git: not found", r"env: .*: no such file"), GitMissing),
     (_any(r"no space left on device", r"disk quota exceeded"), DiskFull),
     (
         _any(r"read-only file system", r"(unable to|cannot|could not) create .*permission denied"),
@@ -185,6 +186,9 @@ RULES: Sequence[tuple[re.Pattern[str], type[GitError]]] = (
     (
         _any(
             r"(packed|loose) object .* is corrupt",
+            r"is not a git packfile",
+            r"wrong index v",
+            r"non-monotonic index",
             r"object file .* is empty",
             r"\.pack.* (does not match index|cannot be accessed|is far too short)",
             r"packfile .* (is|cannot)",

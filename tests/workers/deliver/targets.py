@@ -88,7 +88,7 @@ def leftovers(path: Path) -> list[str]:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Start ``work`` in a process that ends with 0, 12 for TargetAhead, 10 for another DriverError, else 11."""
+    """Start ``work`` in a process that ends with 0, 12 for TargetAhead, 10 for a DriverError, else 11."""
     pid = os.fork()
     if pid:
         return pid
