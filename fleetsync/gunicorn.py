@@ -12,6 +12,9 @@ workers = settings.WEB_PROCESSES
 # Threads, because a request may wait: gitrepos/{name}/wait/ answers when a revision has ended.
 worker_class = "gthread"
 threads = settings.WEB_THREADS
+# The application is loaded once and forked: a quicker start, and a failing system check ends the whole
+# process.
+preload_app = True
 timeout = 60
 graceful_timeout = 4
 # Sockets that a proxy keeps open outlive the usual 60 s of the proxy, so that it never writes into a closing

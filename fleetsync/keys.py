@@ -15,7 +15,7 @@ def kept_secret(folder: Path, name: str) -> str:
     """
     path = folder / name
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         value = Fernet.generate_key().decode() if name == "encryption_keys" else secrets.token_urlsafe(50)
         draft = folder / f".{name}.{os.getpid()}"
         draft.touch(mode=0o600)

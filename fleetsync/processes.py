@@ -58,7 +58,7 @@ def workers() -> list[Child]:
     Killed outright with their supervisor: everything that they hold is leased.
     """
     return [
-        Child(queue, worker(queue), grace=settings.STOP_GRACE, die_with_parent="KILL")
+        Child(queue, worker(queue), grace=settings.STOP_GRACE, stop_order=1, die_with_parent="KILL")
         for queue in settings.WORKER_QUEUES
     ]
 
@@ -72,7 +72,7 @@ def services() -> list[Child]:
     return [
         Child("web", web(), grace=5, stop_order=0),
         Child("beat", beat(), grace=5, stop_order=0),
-        Child("work", manage("work"), grace=settings.STOP_GRACE + 5, stop_order=1),
+        *workers(),
     ]
 
 

@@ -144,7 +144,7 @@ TEMPLATES = [
 
 DATABASES = {"default": env.db_url("DATABASE_URL", f"sqlite:///{DATA_DIR}/fleetsync.sqlite3")}
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
-    DATA_DIR.mkdir(parents=True, exist_ok=True)
+    DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     DATABASES["default"]["OPTIONS"] = {
         # A transaction that reads first and writes later fails at once on a busy database, whatever the
         # timeout: taking the write lock at BEGIN makes it wait its turn instead.

@@ -5,7 +5,7 @@ Not honcho, which it resembles: honcho ends everything when one process ends. Th
 1. Each child is the leader of a session of its own, so a Ctrl-C in the terminal reaches the supervisor alone.
 2. A child that ends is started again after 1 s, 2 s, … 30 s; one that ran for a minute begins at 1 s anew.
 3. SIGTERM or SIGINT stops the children by their `stop_order`, SIGTERM first, SIGKILL for the whole group
-   after their grace; a second SIGTERM or SIGINT goes to SIGKILL at once.
+   after their grace; another SIGTERM or SIGINT, a second later or more, goes to SIGKILL at once.
 4. A supervisor that is killed takes its children along (PR_SET_PDEATHSIG), and it adopts
    (PR_SET_CHILD_SUBREAPER) and ends what they leave behind.
 
@@ -14,6 +14,7 @@ One thread, so that forking is safe and the thread whose death signals the child
 
 import contextlib
 import ctypes
+import errno
 import os
 import selectors
 import signal
@@ -29,6 +30,8 @@ BACKOFF_FIRST = 1.0
 BACKOFF_CAP = 30.0
 # Seconds after which a child counts as having started well.
 SETTLED = 60.0
+# Seconds until another signal to stop is meant as one: make, timeout and terminals send the first one twice.
+IMPATIENT = 1.0
 # Bytes of one line without an end that are kept before it is passed on in pieces.
 MAX_LINE = 64 * 1024
 _PR_SET_PDEATHSIG = 1
@@ -79,7 +82,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._heartbeat = heartbeat
         self._output = output if output is not None else sys.stdout
-        self._signals: list[int] = []
+        self._signals: list[float] = []
         self._width = 0
         # A signal only writes a byte here, which wakes the selector; everything else happens in the loop.
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -109,10 +112,13 @@ class Supervisor:
         self._start(running)
 
     def say(self, text: str, name: str = "run") -> None:
-        """Prints `text` as a child's line is printed; a closed output is no reason to stop."""
-        with contextlib.suppress(OSError, ValueError):
+        """Prints `text` like a child's lines. A closed pipe does not stop us, a lost terminal does."""
+        try:
             for line in text.splitlines() or [""]:
                 print(f"{name:<{self._width}} | {line}", file=self._output, flush=True)
+        except OSError as error:
+            if error.errno == errno.EIO and not self.asked_to_stop:
+                self._on_signal()
 
     @property
     def _leaving(self) -> bool:
@@ -147,7 +153,6 @@ class Supervisor:
     def stop(self) -> None:
         """Ends every child, in the order of stop_order, then whatever they left behind."""
         self._stopping = True
-        already = max(len(self._signals), 1)
         for order in sorted({running.child.stop_order for running in self._running.values()}):
             stage = [r for r in self._running.values() if r.child.stop_order == order]
             for running in stage:
@@ -155,7 +160,7 @@ class Supervisor:
                 self._signal(running, signal.SIGTERM)
             began, killed = time.monotonic(), set[str]()
             while any(running.process for running in stage):
-                hurry = len(self._signals) > already
+                hurry = self._signals and self._signals[-1] - self._signals[0] > IMPATIENT
                 for running in stage:
                     if hurry or time.monotonic() - began > running.child.grace:
                         self._kill_group(running, tell=running.child.name not in killed)
@@ -165,8 +170,8 @@ class Supervisor:
 
     # -- the loop --------------------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, _: object) -> None:
-        self._signals.append(number)
+    def _on_signal(self, *_: object) -> None:
+        self._signals.append(time.monotonic())
 
     def _step(self, timeout: float) -> None:
         """One turn: wait for output or a signal, pass output on, reap, start what is due."""

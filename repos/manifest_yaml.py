@@ -21,6 +21,8 @@ else:
 MAX_BYTES = 1024 * 1024
 MAX_NESTING = 32
 MAX_DOCUMENTS = 1000
+# A megabyte of `[a,a,a,` is half a million nodes, which take ten seconds to build.
+MAX_NODES = 50_000
 
 
 class _Loader(_YamlLoader):
@@ -80,7 +82,7 @@ def _decoded(data: object) -> str:
 
 
 def _check(text: str) -> None:
-    number = nesting = 0
+    number = nesting = nodes = 0
     try:
         for event in yaml.parse(text, Loader=_YamlLoader):
             if isinstance(event, yaml.DocumentStartEvent):
@@ -94,6 +96,9 @@ def _check(text: str) -> None:
             elif isinstance(event, yaml.CollectionEndEvent):
                 nesting -= 1
             if isinstance(event, yaml.NodeEvent):
+                nodes += 1
+                if nodes > MAX_NODES:
+                    _refuse(f"There are more than {MAX_NODES} keys and values in the text. Split it.")
                 _check_node(event, number)
     except yaml.YAMLError as error:
         _refuse_yaml(error, number)

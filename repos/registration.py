@@ -174,6 +174,17 @@ def _resume(gitrepo: GitRepo) -> None:
     ring_on_commit("sync")
 
 
+def approve(pk: int) -> int:
+    """Let the held deliveries of one GitRepo go on; how many there were. Raises GitRepo.DoesNotExist."""
+    with transaction.atomic():
+        now = database_now()
+        gitrepo = GitRepo.objects.select_for_update(of=("self",)).get(pk=pk, deleted_at__isnull=True)
+        count = deliveries.approve(gitrepo, now)
+        if count:
+            record_event(gitrepo, "Approved", f"{count} held deliveries may remove what they would remove", now)
+    return count
+
+
 def delete(pk: int) -> None:
     """Delete a GitRepo: at once if nothing is delivered, else as soon as its removals have ended.
 

@@ -5,8 +5,9 @@ The range is cut into tokens here, and only what is made of known tokens reaches
 spelling.
 """
 
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -27,16 +28,39 @@ _SEPARATOR = re.compile(r" *,? *")
 _TAG = re.compile(r"v?([0-9]{1,18}\.[0-9]{1,18}\.[0-9]{1,18}(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?)")
 
 
+_COMPARE: dict[str, Callable[[Version, Version], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class SemverRange:
     """A range that was read. Made by `parse_semver_range`."""
 
     text: str  # as it was given
-    spec: NpmSpec
+    alternatives: tuple[tuple[tuple[str, Version], ...], ...]  # of comparators: (operator, version)
 
     def matches(self, tag: str) -> bool:
         version = tag_version(tag)
-        return version is not None and bool(self.spec.match(version))
+        return version is not None and self.includes(version)
+
+    def includes(self, version: Version) -> bool:
+        """npm's rule: all comparators of an alternative hold, and if `version` is a pre-release, one of them
+        names a pre-release of the same major.minor.patch. Build metadata does not count.
+
+        Not NpmSpec.match, which takes 2.0.0-rc.1 for `<2.0.0` and 2.0.0 for `2.0.0-rc.1` (semantic_version
+        2.10).
+        """
+        plain = version.truncate("prerelease")
+        return any(
+            all(_COMPARE[sign](plain, target) for sign, target in comparators)
+            and (not plain.prerelease or any(_names_one_of(plain, target) for _, target in comparators))
+            for comparators in self.alternatives
+        )
 
 
 def parse_semver_range(text: str) -> SemverRange:
@@ -53,24 +77,22 @@ def parse_semver_range(text: str) -> SemverRange:
     if len(alternatives) > MAX_ALTERNATIVES:
         _refuse(f"A semver range has at most {MAX_ALTERNATIVES} alternatives joined by ||.")
     try:
-        spec = NpmSpec("||".join(_in_npm_spelling(part.strip(" ")) for part in alternatives))
+        return SemverRange(text, tuple(_comparators(part.strip(" ")) for part in alternatives))
     except ValueError:
         _not_understood()
-    return SemverRange(text, spec)
 
 
 def highest_tag(spec: SemverRange, tags: Iterable[str]) -> str | None:
     """The tag with the highest version in the range, or None.
 
-    A tag may begin with `v`; one that is no full version (`1.2`, `latest`) is passed over. A pre-release
-    counts only where the range names a pre-release of the same major.minor.patch, which is npm's rule. Of
-    equal versions (`1.0.0` and `v1.0.0`, or build metadata) the last by plain string comparison wins, so that
-    the order of `tags` does not matter.
+    A tag may begin with `v`; one that is no full version (`1.2`, `latest`) is passed over. Of equal versions
+    (`1.0.0` and `v1.0.0`, or build metadata) the last by plain string comparison wins, so that the order of
+    `tags` does not matter.
     """
     best: tuple[Version, str] | None = None
     for tag in tags:
         version = tag_version(tag)
-        if version is None or not spec.spec.match(version):
+        if version is None or not spec.includes(version):
             continue
         candidate = (version.truncate("prerelease"), tag)
         if best is None or candidate > best:
@@ -89,27 +111,41 @@ def tag_version(tag: str) -> Version | None:
         return None
 
 
-def _in_npm_spelling(alternative: str) -> str:
+def _names_one_of(version: Version, target: Version) -> bool:
+    return bool(target.prerelease) and target.truncate() == version.truncate()
+
+
+def _comparators(alternative: str) -> tuple[tuple[str, Version], ...]:
+    """The plain comparators (operator, version) that `alternative` stands for. Raises ValueError or
+    ValidationError."""
+    return tuple(
+        (clause.operator, clause.target.truncate("prerelease"))
+        for block in _blocks(alternative)
+        for clause in NpmSpec.Parser.parse_simple(block)
+    )
+
+
+def _blocks(alternative: str) -> list[str]:
+    """What stands between the spaces and commas, in npm's spelling."""
     hyphen = _HYPHEN.fullmatch(alternative)
     if hyphen is not None:
-        return f"{hyphen['low']} - {hyphen['high']}"
-    comparators: list[str] = []
+        return [f">={hyphen['low']}", f"<={hyphen['high']}"]
+    blocks: list[str] = []
     position = 0
     while position < len(alternative):
-        comparator = _COMPARATOR.match(alternative, position)
-        if comparator is None:
+        block = _COMPARATOR.match(alternative, position)
+        if block is None:
             _not_understood()
-        if len(comparators) == MAX_COMPARATORS:
+        if len(blocks) == MAX_COMPARATORS:
             _refuse(f"A semver range has at most {MAX_COMPARATORS} comparators in one alternative.")
-        operator = "~" if comparator["operator"] == "~>" else comparator["operator"]
-        comparators.append(operator + comparator["version"])
-        separator = _SEPARATOR.match(alternative, comparator.end())
+        blocks.append(("~" if block["operator"] == "~>" else block["operator"]) + block["version"])
+        separator = _SEPARATOR.match(alternative, block.end())
         if separator is None or ("," in separator[0] and separator.end() == len(alternative)):
             _not_understood()
         position = separator.end()
-    if not comparators:
+    if not blocks:
         _not_understood()
-    return " ".join(comparators)
+    return blocks
 
 
 def _refuse(message: str) -> NoReturn:

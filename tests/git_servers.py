@@ -189,10 +189,10 @@ class Request:
 class Behaviour:
     """What the server does instead of answering; change it at any time.
 
-    `status` answers with that code (and `retry_after`); `redirect_to` is a prefix that the path is appended to;
-    `hang_before` waits before any answer; `hang_after_bytes` sends so much of a longer answer, then waits;
-    `content_type` and `body` replace the answer; `delay_seconds` is a pause before a good one. All but the pause
-    concern the requests whose path and query contain `only`.
+    `status` answers with that code (and `retry_after`); `redirect_to` is a prefix that the path is appended
+    to; `hang_before` waits before any answer; `hang_after_bytes` sends so much of a longer answer and waits;
+    `content_type` and `body` replace the answer; `delay_seconds` is a pause before a good one. All but the
+    pause concern the requests whose path and query contain `only`.
     """
 
     status: int = 0

@@ -114,6 +114,7 @@ SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 POLITE = (
     "import signal, sys, time\\n"
     "signal.signal(signal.SIGTERM, lambda *_: (print('leaving', flush=True), sys.exit(0)))\\n"
+    "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))\\n"
     "print('up', flush=True)\\n"
     "while True: time.sleep(0.05)"
 )
@@ -189,11 +190,13 @@ def test_one_that_does_not_end_is_killed_with_its_group(start: Callable[..., Run
     assert running(run.mark) == []
 
 
-def test_a_second_signal_is_impatient(start: Callable[..., Run]) -> None:
+def test_another_signal_is_impatient_but_its_echo_is_not(start: Callable[..., Run]) -> None:
     run = start(f"""supervisor.add(Child("web", python("{STUBBORN}"), grace=600))""")
     run.says("up")
     run.send(signal.SIGTERM)
-    time.sleep(0.5)
+    time.sleep(0.2)
+    run.send(signal.SIGTERM)
+    time.sleep(1.0)
     assert running(run.mark)
     run.send(signal.SIGINT)
     run.end(5)
@@ -237,6 +240,5 @@ def test_ctrl_c_reaches_the_supervisor_alone(start: Callable[..., Run]) -> None:
     os.write(run.terminal, b"\x03")
     run.says("leaving")
     assert run.end() == 0
-    # A KeyboardInterrupt in the child would have shown.
-    assert "Traceback" not in run.text
+    assert "interrupted" not in run.text
     assert running(run.mark) == []

@@ -23,8 +23,11 @@ from workers.objects import FOLDER, SUBMODULE, SYMLINK, ObjectReader, TreeItem
 OPTIONS_VERSION = "1"
 FILE_MODES = {0o100644: 0o644, 0o100664: 0o644, 0o100755: 0o755}
 # Lines of trees that patterns may look at. A few objects can describe a tree of 10^10 files ("git bomb").
-MAX_VISITED = 1_000_000
+MAX_VISITED = 500_000
 MAX_REMEMBERED_TREES = 2_000
+
+# One component of a path: `**`, a name, or a pattern.
+Part = bytes | re.Pattern[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ class _Walk:
         pattern = [part for part in path.split("/") if part not in ("", ".")]
         if ".." in pattern:
             raise NoMatch(f"The path {shown(path)!r} leaves the repository. Correct the path.")
-        parts = [None if part == "**" else re.compile(_component(part)) for part in pattern]
+        parts = [_part(text) for text in pattern]
         start = _reached({0}, parts)
         if len(parts) in start:
             yield Top(b"", FOLDER, self.root)
@@ -130,10 +133,10 @@ class _Walk:
         while stack:
             prefix, tree_id, states = stack.pop()
             for item in self._tree(tree_id, prefix):
-                name = item.name.decode("utf-8", "surrogateescape")
-                after = _reached(_step(states, parts, name), parts)
+                after = _step(states, parts, item.name)
                 if not after:
                     continue
+                after = _reached(after, parts)
                 here = prefix + item.name
                 _check_name(item.name, here)
                 if len(parts) in after:
@@ -160,26 +163,33 @@ class _Walk:
         return items
 
 
-def _component(part: str) -> str:
-    """Python's own translation, which does not backtrack; Go's patterns negate a class with ^ as well as with
-    !.
-    """
-    return translate(part.replace("[^", "[!"))
+def _part(text: str) -> Part:
+    if text == "**":
+        return None
+    if not set("*?[") & set(text):
+        return text.encode("utf-8", "surrogateescape")
+    # Python's own translation, which does not backtrack; Go's patterns negate a class with ^ as well as with
+    # !.
+    return re.compile(translate(text.replace("[^", "[!")))
 
 
-def _step(states: Iterable[int], parts: Sequence[re.Pattern[str] | None], name: str) -> set[int]:
+def _step(states: Iterable[int], parts: Sequence[Part], name: bytes) -> set[int]:
     after = set()
     for state in states:
         if state < len(parts):
             part = parts[state]
             if part is None:
                 after.add(state)
-            elif part.match(name):
+            elif (
+                part == name
+                if isinstance(part, bytes)
+                else part.match(name.decode("utf-8", "surrogateescape"))
+            ):
                 after.add(state + 1)
     return after
 
 
-def _reached(states: set[int], parts: Sequence[re.Pattern[str] | None]) -> frozenset[int]:
+def _reached(states: set[int], parts: Sequence[Part]) -> set[int]:
     """With `**` standing for no component at all, the position behind it is reached too."""
     reached = set(states)
     for state in states:
@@ -187,7 +197,7 @@ def _reached(states: set[int], parts: Sequence[re.Pattern[str] | None]) -> froze
         while after < len(parts) and parts[after] is None:
             after += 1
             reached.add(after)
-    return frozenset(reached)
+    return reached
 
 
 def _listed(reader: ObjectReader, selection: Selection, limits: Limits) -> list[Top]:

@@ -1,332 +1,57 @@
-"""What can go wrong between a mirror and its remote, told apart by git's own sentences (LC_ALL=C.UTF-8).
+"""The errors of this room. They are defined where the polling room, which runs git too, sees them as well."""
 
-`cause` is stable and may be stored and counted. `str(error)` is for the user and says what to do; `detail` is
-the end of what git said, without secrets and control characters.
-"""
-# ruff: noqa: N818  # the names say what is the case; many of them are no error of ours
-
-import errno
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-
-Cleaner = Callable[[str], str]
-DETAIL_CHARACTERS = 600
-
-
-class GitError(Exception):
-    """Base of all errors of this room. `local` is whether the fault is on this machine and not the
-    remote's.
-    """
-
-    cause: str = "git"
-    local = False
-    sentence = (
-        "git failed for a reason that is not known here. Read the detail, and try the same on a command line."
-    )
-
-    def __init__(self, sentence: str = "", detail: str = "") -> None:
-        super().__init__(sentence or self.sentence)
-        self.detail = detail
-
-
-class AuthenticationFailed(GitError):
-    cause = "authentication"
-    sentence = (
-        "The server refused the credential. Check that it is right, not expired, and may read the repository."
-    )
-
-
-class AccessRefused(GitError):
-    """What is registered contradicts itself; nothing was sent."""
-
-    cause = "access"
-    sentence = "The remote can't be asked with what is registered. Check the URL and the credential."
-
-    def __init__(self, sentence: str = "", detail: str = "", cause: str = "") -> None:
-        super().__init__(sentence, detail)
-        self.cause = cause or type(self).cause
-
-
-class Refused(GitError):
-    cause = "refused"
-    sentence = "The server refused the request (403). Check the credential's rights on this repository."
-
-
-class NotFound(GitError):
-    cause = "not-found"
-    sentence = (
-        "The server has no such repository, or hides it from this credential. Check the URL and the rights."
-    )
-
-
-class CommitNotFound(GitError):
-    cause = "commit-not-found"
-    sentence = (
-        "The remote does not have this commit any more, or gives no commit by its id. Wait for the next "
-        "poll, "
-        "or correct the commit."
-    )
-
-
-class Redirected(GitError):
-    cause = "redirect"
-    sentence = (
-        "The server answered with a redirect, which is not followed. Register the repository's new URL."
-    )
-
-
-class TooManyRequests(GitError):
-    cause = "rate-limit"
-    sentence = (
-        "The server asks for fewer requests (429). It is tried again later; use a longer polling interval."
-    )
-
-
-class ServerFailed(GitError):
-    cause = "server"
-    sentence = "The server failed to answer (5xx). It is tried again later; tell its operator if it stays so."
-
-
-class NetworkFailed(GitError):
-    cause = "network"
-    sentence = (
-        "The connection to the server failed or broke off. Check the name, the port and the network between."
-    )
-
-
-class TlsFailed(GitError):
-    cause = "tls"
-    sentence = (
-        "The server's certificate is not trusted. Give the right CA bundle, or have the certificate renewed."
-    )
-
-
-class HostKeyFailed(GitError):
-    cause = "host-key"
-    sentence = (
-        "The server's ssh host key is unknown or has changed. Ask its operator, then store the right host "
-        "key with "
-        "the credential."
-    )
-
-
-class GitTimeout(GitError):
-    cause = "timeout"
-    sentence = "git was stopped because its time was over. Check the server, or raise GIT_FETCH_TIMEOUT."
-
-
-class LimitExceeded(GitError):
-    """`setting` names what an operator can raise."""
-
-    cause = "limit"
-
-    def __init__(self, setting: str, sentence: str, detail: str = "") -> None:
-        super().__init__(sentence, detail)
-        self.setting = setting
-
-
-class BadObjects(GitError):
-    cause = "bad-objects"
-    sentence = (
-        "The remote sent objects that git's checks refuse. Run git fsck in the repository and repair it."
-    )
-
-
-class DiskFull(GitError):
-    cause = "disk-full"
-    local = True
-    sentence = (
-        "There is no space left for mirrors on this worker. Free some, or give MIRROR_DIR a bigger disk."
-    )
-
-
-class DiskRefused(GitError):
-    cause = "disk"
-    local = True
-    sentence = "The mirror's folder can't be written. Check that MIRROR_DIR is writable for the worker."
-
-
-class MirrorCorrupt(GitError):
-    cause = "corrupt"
-    local = True
-    sentence = "The mirror is damaged. It is removed and fetched anew."
-
-
-class MirrorBusy(GitError):
-    cause = "busy"
-    local = True
-    sentence = "Another process works on this mirror. The job is tried again when it has ended."
-
-
-class GitMissing(GitError):
-    cause = "git-missing"
-    local = True
-    sentence = "git could not be started. Install git 2.32 or newer on the worker's PATH."
-
-
-def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE)
-
-
-# First match wins, so what happens here comes before what the remote says, and the exact before the vague.
-# Lines that the remote wrote itself ("remote: ...") are taken out before, since it may write what it likes
-# there.
-RULES: Sequence[tuple[re.Pattern[str], type[GitError]]] = (
-    (_any(r"sh: .*git: not found", r"env: .*: no such file"), GitMissing),
-    (_any(r"no space left on device", r"disk quota exceeded"), DiskFull),
-    (
-        _any(r"read-only file system", r"(unable to|cannot|could not) create .*permission denied"),
-        DiskRefused,
-    ),
-    (
-        _any(r"host key verification failed", r"no .* host key is known", r"remote host identification"),
-        HostKeyFailed,
-    ),
-    (
-        _any(
-            r"(packed|loose) object .* is corrupt",
-            r"is not a git packfile",
-            r"wrong index v",
-            r"non-monotonic index",
-            r"object file .* is empty",
-            r"\.pack.* (does not match index|cannot be accessed|is far too short)",
-            r"packfile .* (is|cannot)",
-            r"index file .* is",
-            r"unable to (find|open) .*\.idx",
-            r"unable to read (tree|sha1|object)?",
-            r"unresolved deltas",
-            r"not a git repository: ",
-            r"bad config",
-            r"unknown repository extension",
-            r"expected git repo version",
-            r"bad (object|tree object|shallow line)",
-            r"shallow file has changed",
-            r"did not send all necessary objects",
-            r"missing (blob|tree|commit|object)",
-            r"does not point to a valid object",
-            r"could not (parse|read) (commit|tree|[0-9a-f]{40})",
-            r"not a valid object",
-            r"broken ref",
-        ),
-        MirrorCorrupt,
-    ),
-    (
-        _any(
-            r"not our ref",
-            r"unadvertised object",
-            r"couldn't find remote ref",
-            r"no such remote ref",
-            r"unable to find [0-9a-f]{40,64} under",
-        ),
-        CommitNotFound,
-    ),
-    (
-        _any(
-            r"fsck error",
-            r"error in (object|packed object)",
-            r"invalid index-pack output",
-            r"pack is corrupted",
-            r"pack has bad object",
-            r"inflate (returned|error)",
-            r"sha1 mismatch",
-        ),
-        BadObjects,
-    ),
-    (_any(r"unable to update url base from redirection", r"returned error: 30\d"), Redirected),
-    (_any(r"returned error: 429"), TooManyRequests),
-    (_any(r"returned error: 5\d\d"), ServerFailed),
-    (_any(r"returned error: 403"), Refused),
-    (
-        _any(
-            r"authentication failed",
-            r"could not read (username|password)",
-            r"returned error: 401",
-            r"permission denied \(",
-            r"invalid credentials",
-        ),
-        AuthenticationFailed,
-    ),
-    (
-        _any(
-            r"returned error: (404|410)",
-            r"repository '.*' not found",
-            r"does not appear to be a git repository",
-            r"repository not found",
-            r"no such file or directory",
-        ),
-        NotFound,
-    ),
-    (_any(r"certificate", r"\bssl\b", r"ssl_", r"gnutls", r"\btls\b"), TlsFailed),
-    (_any(r"transport '.*' not allowed"), AccessRefused),
-    (
-        _any(
-            r"could not resolve",
-            r"failed to connect",
-            r"couldn't connect",
-            r"connection (refused|reset|timed out|closed)",
-            r"early eof",
-            r"hung up",
-            r"operation too slow",
-            r"rpc failed",
-            r"unexpected disconnect",
-            r"bad line length",
-            r"protocol error",
-            r"empty reply",
-            r"invalid server response",
-            r"not valid: is this a git repository",
-            r"network is unreachable",
-            r"no route to host",
-            r"could not read from remote",
-            r"malformed",
-            r"proxy",
-            r"unable to access",
-        ),
-        NetworkFailed,
-    ),
+from workers.git_errors import (
+    AccessRefused,
+    AuthenticationFailed,
+    BadObjects,
+    Cleaner,
+    CommitNotFound,
+    DiskFull,
+    DiskRefused,
+    GitError,
+    GitMissing,
+    GitTimeout,
+    HostKeyFailed,
+    LimitExceeded,
+    MirrorBusy,
+    MirrorCorrupt,
+    NetworkFailed,
+    NotFound,
+    Redirected,
+    Refused,
+    ServerFailed,
+    TlsFailed,
+    TooManyRequests,
+    cleaner,
+    disk_errors,
+    error_from,
+    error_from_os,
 )
 
-
-def error_from(stderr: bytes, clean: Cleaner) -> GitError:
-    """The error that git's standard error tells of; `clean` takes secrets out."""
-    text = stderr.decode("utf-8", "replace")
-    own = "\n".join(line for line in text.splitlines() if not line.startswith("remote: "))
-    detail = clean(text)
-    for pattern, kind in RULES:
-        if pattern.search(own):
-            return kind(detail=detail)
-    return GitError(detail=detail)
-
-
-def error_from_os(error: OSError) -> GitError:
-    """An error of the disk, in this room's words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(detail=error.strerror or "")
-    return DiskRefused(detail=error.strerror or "")
-
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """Raise error_from_os() for an OSError in the block."""
-    try:
-        yield
-    except OSError as error:
-        raise error_from_os(error) from error
-
-
-def cleaner(secrets: Iterable[str] = ()) -> Cleaner:
-    """A function that makes git's words fit to be shown: no secret, no user information, no control
-    character.
-    """
-    hidden = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
-
-    def clean(text: str) -> str:
-        for secret in hidden:
-            text = text.replace(secret, "***")
-        text = re.sub(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@]*:[^/\s@]*@", r"\1***@", text)
-        text = re.sub(r"(?i)(authorization:\s*\w+)\s+\S+", r"\1 ***", text)
-        text = "".join(c if c.isprintable() else " " for c in text)
-        text = re.sub(r" {2,}", " ", text).strip()
-        return text if len(text) <= DETAIL_CHARACTERS else "…" + text[-DETAIL_CHARACTERS:]
-
-    return clean
+__all__ = [
+    "AccessRefused",
+    "AuthenticationFailed",
+    "BadObjects",
+    "Cleaner",
+    "CommitNotFound",
+    "DiskFull",
+    "DiskRefused",
+    "GitError",
+    "GitMissing",
+    "GitTimeout",
+    "HostKeyFailed",
+    "LimitExceeded",
+    "MirrorBusy",
+    "MirrorCorrupt",
+    "NetworkFailed",
+    "NotFound",
+    "Redirected",
+    "Refused",
+    "ServerFailed",
+    "TlsFailed",
+    "TooManyRequests",
+    "cleaner",
+    "disk_errors",
+    "error_from",
+    "error_from_os",
+]

@@ -27,7 +27,15 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, cast
 
-from workers.fetch.errors import Cleaner, GitError, GitMissing, GitTimeout, MirrorCorrupt, error_from, error_from_os
+from workers.git_errors import (
+    Cleaner,
+    GitError,
+    GitMissing,
+    GitTimeout,
+    MirrorCorrupt,
+    error_from,
+    error_from_os,
+)
 
 os.environ.setdefault(
     "GIT_PYTHON_REFRESH", "quiet"
@@ -153,7 +161,9 @@ class Child:
         if watch:
             watch()
         # git works round a damaged pack where it can, ends well, and would stumble over it for ever.
-        if self._status() != 0 or isinstance(error_from(bytes(self._stderr), self._call.clean), MirrorCorrupt):
+        if self._status() != 0 or isinstance(
+            error_from(bytes(self._stderr), self._call.clean), MirrorCorrupt
+        ):
             raise self.failure()
         return bytes(self._buffer)
 

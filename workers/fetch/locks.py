@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workers.fetch.errors import MirrorBusy
+from workers.git_errors import MirrorBusy
 
 # A shell can name descriptors 0 to 9 for itself; ours stays clear of them.
 FIRST_DESCRIPTOR = 10

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workers.fetch import layout
-from workers.fetch.errors import (
+from workers.fetch.git import GitCall, GitFailed, run
+from workers.fetch.locks import locked
+from workers.fetch.reader import GitObjectReader
+from workers.git_environment import AccessError, RemoteAccess, git_environment, local_environment
+from workers.git_errors import (
     AccessRefused,
     BadObjects,
     Cleaner,
@@ -19,10 +23,6 @@ from workers.fetch.errors import (
     cleaner,
     disk_errors,
 )
-from workers.fetch.git import GitCall, GitFailed, run
-from workers.fetch.locks import locked
-from workers.fetch.reader import GitObjectReader
-from workers.git_environment import AccessError, RemoteAccess, git_environment, local_environment
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 KEEP_REF = re.compile(r"[A-Za-z0-9_-]{1,100}(/[A-Za-z0-9_-]{1,100}){0,3}")
@@ -233,7 +233,9 @@ class Mirror:
         return True
 
     def _is_sound(self, call: GitCall) -> bool:
-        """Whether all that the refs hold can be walked: tells a damaged mirror from a remote that sends nonsense."""
+        """Whether all that the refs hold can be walked: tells a damaged mirror from a remote that sends
+        nonsense.
+        """
         try:
             run(call, "rev-list", "--objects", "--all", "--quiet")
         except GitFailed:

@@ -7,8 +7,8 @@ from itertools import islice
 from types import TracebackType
 from typing import Self
 
-from workers.fetch.errors import CommitNotFound, GitError, LimitExceeded, MirrorCorrupt
 from workers.fetch.git import Child, GitCall, GitFailed, child
+from workers.git_errors import GitError, LimitExceeded, MirrorCorrupt
 from workers.objects import TreeItem
 
 # Requests on their way at a time: enough that git never waits, and far below what fills a pipe (64 KiB).
@@ -79,10 +79,10 @@ class GitObjectReader:
         self._infos.close()
 
     def root_tree(self, commit: str) -> str:
-        """The id of the commit's tree; CommitNotFound if the mirror has no such commit."""
+        """The id of the commit's tree. fetch() has seen to it that the commit is there."""
         (answer,) = self._info([f"{commit}^{{tree}}"])
         if answer is None:
-            raise CommitNotFound
+            raise MirrorCorrupt("The mirror lacks the commit. It is fetched anew.")
         return answer[0]
 
     def tree(self, tree_id: str) -> list[TreeItem]:

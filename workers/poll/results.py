@@ -14,7 +14,7 @@ from django.db.models import F
 
 from repos.bulk import finish_many
 from repos.doorbells import ring_on_commit
-from repos.events import cut
+from repos.events import cut, record_event
 from repos.heads import digest_of, only_asked, take_in
 from repos.leases import database_now, finish
 from repos.models import Adoption, Counter, HostNotBefore, Remote
@@ -141,6 +141,9 @@ def _store(findings: Sequence[Finding]) -> int:
             adoptions = Adoption.objects.filter(remote__in=concerned)
             adoptions.update(wanted=F("wanted") + 1, **Adoption.due_in(now, 0))
             ring_on_commit("control")
+        for finding in findings:
+            if finding.claimed.remote.pk in mine:
+                _record_health(finding, now)
         Counter.add(Tally(("polls", f"result={_result(f)}") for f in findings))
     schedules = dict(Remote.objects.filter(pk__in=mine).values_list("pk", "next_poll_at"))
     for finding in findings:
@@ -150,6 +153,15 @@ def _store(findings: Sequence[Finding]) -> int:
 
 def _result(finding: Finding) -> str:
     return finding.result.error.cause if finding.result.error else "ok"
+
+
+def _record_health(finding: Finding, now: datetime) -> None:
+    """An event for each failed poll (the same one raises a count), and one for the recovery."""
+    remote, error = finding.claimed.remote, finding.result.error
+    if error is not None:
+        record_event(remote, "PollFailed", error.message, now, warning=True)
+    elif remote.consecutive_failures:
+        record_event(remote, "PollRecovered", f"answers again after {remote.consecutive_failures} failed polls", now)
 
 
 def _concerns_followers(finding: Finding) -> bool:

@@ -66,8 +66,11 @@ def target(
 def shown(path: Path, name: str = "shop") -> dict[str, bytes | tuple[str, str]] | None:
     """What a user finds below <path>/<name>/current, in a bundle's terms; None if nothing is there."""
     top = path / name / "current"
-    if not top.exists():
-        return None
+    return content_of(top) if top.exists() else None
+
+
+def content_of(top: Path) -> dict[str, bytes | tuple[str, str]]:
+    """A folder in a bundle's terms."""
     found: dict[str, bytes | tuple[str, str]] = {}
     for item in sorted(top.rglob("*")):
         key = str(item.relative_to(top))

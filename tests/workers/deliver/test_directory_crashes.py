@@ -17,6 +17,7 @@ from tests.workers.deliver.targets import (
     LATER_UUID,
     UUID,
     MemoryBundle,
+    content_of,
     ended,
     in_child,
     killed_before,
@@ -75,6 +76,11 @@ CASES = {
 }
 
 
+def releases(path: Path) -> list[Path]:
+    folder = path / ".fleetsync" / UUID / "releases"
+    return [item for item in folder.iterdir() if not item.name.startswith(".")] if folder.exists() else []
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_killed_at_any_step_it_has_the_old_or_the_new_and_heals(tmp_path: Path, case: Case) -> None:
     template = tmp_path / "template"
@@ -92,6 +98,7 @@ def test_killed_at_any_step_it_has_the_old_or_the_new_and_heals(tmp_path: Path, 
         assert found in (old, new), step
         assert has is None or has.order in (Order(0, 1), Order(0, 2)), step
         assert order_before is None or (has is not None and has.order >= order_before.order), step
+        assert all(content_of(release) in (old, new) for release in releases(path)), step
         if found == new != old:
             assert has is not None and has.order == Order(0, 2), step
         if has is not None and has.order == Order(0, 2):
@@ -107,9 +114,7 @@ def test_killed_at_any_step_it_has_the_old_or_the_new_and_heals(tmp_path: Path, 
             Order(0, 2), case.after.sha256 if case.after else ""
         )
         assert not leftovers(path), step
-        assert len(list((path / ".fleetsync" / UUID / "releases").iterdir())) == (1 if case.after else 0), (
-            step
-        )
+        assert len(releases(path)) == (1 if case.after else 0), step
         shutil.rmtree(path)
         if status == 0:
             break
@@ -173,6 +178,7 @@ class Freezing(MemoryBundle):
         for item in super().entries():
             yield item
             self._freeze("under the lock")
+        self._freeze("after the last entry")
 
     def _freeze(self, where: str) -> None:
         if self._where == where:
@@ -196,11 +202,12 @@ def test_a_worker_frozen_before_the_lock_does_not_take_back(tmp_path: Path) -> N
     assert shown(tmp_path) == B.content
 
 
+@pytest.mark.parametrize("where", ["under the lock", "after the last entry"])
 @pytest.mark.parametrize(("deadline", "status"), [(DEADLINE, 0), (0.5, 10)], ids=["in time", "too late"])
 def test_a_worker_frozen_under_the_lock_holds_up_the_newer_until_its_deadline(
-    tmp_path: Path, deadline: float, status: int
+    tmp_path: Path, deadline: float, status: int, where: str
 ) -> None:
-    pid = frozen(tmp_path, "under the lock", deadline)
+    pid = frozen(tmp_path, where, deadline)
     started = time.monotonic()
     with pytest.raises(DriverError, match="another delivery of GitRepo shop held the target") as refusal:
         driver.apply(target(tmp_path), B, Order(0, 2), deadline=0.6)

@@ -49,8 +49,11 @@ def store(path: Path) -> Path:
     return path / ".fleetsync" / UUID
 
 
-def test_the_registry_knows_it_and_names_an_unknown_one() -> None:
-    assert driver_for("directory").name == "directory"
+def test_the_registry_binds_it_to_the_root_and_names_an_unknown_one(tmp_path: Path) -> None:
+    found = driver_for("directory")
+    assert found.name == "directory"
+    with pytest.raises(DriverError, match="must lead to a folder below"):
+        found.apply(target(tmp_path), A, Order(0, 1), deadline=DEADLINE)
     with pytest.raises(DriverError, match=r"'nope\\n'; set the cluster's driver to one of: directory"):
         driver_for("nope\n")
 
@@ -297,6 +300,38 @@ def test_a_symbolic_link_in_the_place_of_a_folder_leads_nothing_out(tmp_path: Pa
     assert list(out.iterdir()) == []
 
 
+ROOTS = {
+    "below": ("root/a/b", True),
+    "by a link inside": ("root/in/b", True),
+    "the root": ("root", False),
+    "beside": ("rootless/a", False),
+    "by a link out": ("root/out/b", False),
+    "a link at the end": ("root/in", False),
+}
+
+
+@pytest.mark.parametrize(("where", "allowed"), ROOTS.values(), ids=ROOTS)
+def test_no_target_leaves_the_root(tmp_path: Path, where: str, allowed: bool) -> None:
+    for folder in ("root/inner", "outer"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "root/in").symlink_to("inner")
+    (tmp_path / "root/out").symlink_to("../outer")
+    bound, path = DirectoryDriver(below=str(tmp_path / "root")), tmp_path / where
+    before = sorted(tmp_path.rglob("*"))
+
+    if allowed:
+        assert bound.applied(target(path), deadline=DEADLINE) is None
+        bound.apply(target(path), A, Order(0, 1), deadline=DEADLINE)
+        assert bound.verify(target(path), A, deadline=DEADLINE)
+        assert shown(path) == A.content
+    else:
+        with pytest.raises(DriverError, match=r"must lead to a folder below|Not a directory"):
+            bound.apply(target(path), A, Order(0, 1), deadline=DEADLINE)
+        with pytest.raises(DriverError, match=r"must lead to a folder below|Not a directory"):
+            bound.applied(target(path), deadline=DEADLINE)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 SETTINGS = {
     "no path": {},
     "relative": {"path": "srv"},
@@ -445,6 +480,17 @@ def test_the_later_gitrepo_ends_with_the_name(tmp_path: Path, steps: tuple[str, 
     assert shown(tmp_path) == B.content
     assert driver.verify(target(tmp_path, **NEW), B, deadline=DEADLINE)  # type: ignore[arg-type]
     assert applied(tmp_path, **OLD) == Applied(Order(0, 2), "")
+
+
+def test_an_owner_that_was_removed_gives_way_though_its_link_is_still_there(tmp_path: Path) -> None:
+    apply(tmp_path, B, 0, 1, **NEW)
+    remove(tmp_path, 0, 2, **NEW)
+    (tmp_path / "shop").symlink_to(f".fleetsync/{LATER_UUID}")  # as if killed before it was unlinked
+
+    assert applied(tmp_path, **NEW) == Applied(Order(0, 2), "", complete=False)
+    apply(tmp_path, A, 0, 1, **OLD)
+
+    assert shown(tmp_path) == A.content
 
 
 def test_a_database_restored_to_before_the_deletion_gets_the_name_back(tmp_path: Path) -> None:

@@ -16,6 +16,17 @@ def processes_with(variable: str) -> dict[int, str]:
     return found
 
 
+def running(variable: str, word: str, *, seconds: float = 10) -> dict[int, str]:
+    """The same, once one of them has `word` in its command line."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = processes_with(variable)
+        if any(word in line for line in found.values()):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"no process with {word} in {seconds} s")
+
+
 def gone(variable: str, *, seconds: float = 10) -> bool:
     """Whether all such processes end in time."""
     end = time.monotonic() + seconds

@@ -1,7 +1,6 @@
 """Fetching over HTTP from a real server that misbehaves."""
 
 import os
-import ssl
 import subprocess
 import threading
 import time
@@ -58,7 +57,9 @@ def test_the_credential_is_sent(kind: str, root: Path, repository: Repository, f
         assert all(request.authorization.startswith("Basic ") for request in server.log)
 
 
-def test_a_wrong_credential_is_refused_and_not_shown(root: Path, repository: Repository, fetch: Fetch) -> None:
+def test_a_wrong_credential_is_refused_and_not_shown(
+    root: Path, repository: Repository, fetch: Fetch
+) -> None:
     commit = repository.commit({"a": "x"})
     with git_server(root, username="git", password="right") as server, pytest.raises(GitError) as caught:
         fetch(RemoteAccess(server.url(repository), "token", "", CANARY), commit)
@@ -77,12 +78,16 @@ def test_a_redirect_is_not_followed_and_the_other_host_sees_nothing(
         assert other.log == []
 
 
-def test_a_page_instead_of_a_repository(repository: Repository, server: GitServer, fetch: Fetch) -> None:
+def test_a_page_instead_of_a_repository(
+    repository: Repository, server: GitServer, mirror: Mirror, fetch: Fetch
+) -> None:
     commit = repository.commit({"a": "x"})
     server.behaviour.body = b"<html>please log in</html>"
     with pytest.raises(GitError) as caught:
         fetch(server.url(repository), commit)
-    assert caught.value.cause in ("network", "not-found")
+    # git takes it for a plain file server that lacks the commit. The poll, which comes next, knows better.
+    assert caught.value.cause in ("network", "not-found", "commit-not-found")
+    assert mirror.refs() == {}
 
 
 def test_nobody_listens(fetch: Fetch) -> None:
@@ -150,7 +155,9 @@ def test_words_of_the_remote_are_shown_without_control_characters(
     assert "\x1b" not in caught.value.detail and "\x07" not in caught.value.detail
 
 
-@pytest.mark.parametrize("scheme", ["ext::sh -c true", "ftp://127.0.0.1/x", "fd::3", "/srv/x", "../x", "EXT::x", "git://h/x"])
+@pytest.mark.parametrize(
+    "scheme", ["ext::sh -c true", "ftp://127.0.0.1/x", "fd::3", "/srv/x", "../x", "EXT::x", "git://h/x"]
+)
 def test_other_schemes_are_refused(scheme: str, fetch: Fetch) -> None:
     with pytest.raises(AccessRefused):
         fetch(scheme, "1" * 40)
@@ -186,9 +193,29 @@ class TestTls:
     def certificate(self, tmp_path: Path) -> tuple[Path, Path]:
         key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-            + ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=git.example.com"]
-            + ["-addext", "subjectAltName=DNS:git.example.com,IP:127.0.0.1"],
+            [
+                *(
+                    "openssl",
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "ec",
+                    "-pkeyopt",
+                    "ec_paramgen_curve:prime256v1",
+                    "-nodes",
+                ),
+                *(
+                    "-keyout",
+                    str(key),
+                    "-out",
+                    str(certificate),
+                    "-days",
+                    "2",
+                    "-subj",
+                    "/CN=git.example.com",
+                ),
+                *("-addext", "subjectAltName=DNS:git.example.com,IP:127.0.0.1"),
+            ],
             check=True,
             capture_output=True,
         )
@@ -216,7 +243,10 @@ class TestTls:
     def test_it_is_not_asked_for_if_the_user_says_so(
         self, repository: Repository, tls_server: GitServer, fetch: Fetch
     ) -> None:
-        fetch(RemoteAccess(tls_server.url(repository), insecure_skip_tls_verify=True), repository.commit({"a": "x"}))
+        fetch(
+            RemoteAccess(tls_server.url(repository), insecure_skip_tls_verify=True),
+            repository.commit({"a": "x"}),
+        )
 
     def test_the_checked_address_is_the_one_connected_to(
         self, repository: Repository, certificate: tuple[Path, Path], tls_server: GitServer, fetch: Fetch
@@ -233,7 +263,3 @@ class TestTls:
         access = RemoteAccess(url, ca_bundle=certificate[0].read_text(), addresses=("127.0.0.1",))
         with pytest.raises(TlsFailed):
             fetch(access, repository.commit({"a": "x"}))
-
-
-def test_python_has_tls() -> None:
-    assert ssl.OPENSSL_VERSION

@@ -36,14 +36,17 @@ from workers.deliver.drivers.tree import compare, unpack
 
 
 class DirectoryDriver:
-    """See the module."""
+    """See the module; ``below`` is the folder that no target may leave, "" for none."""
 
     name = "directory"
+
+    def __init__(self, below: str = "") -> None:
+        self._below = below
 
     def plan(self, target: Target, bundle: Bundle, *, deadline: float) -> Plan:
         """What ``apply`` would change of what users see now, what was put there by hand included."""
         clock = Deadline(deadline)
-        with find_place(target, clock) as place:
+        with find_place(target, clock, self._below) as place:
             if place is None:
                 return compare(bundle, None, clock).plan()
             with place.opened_release(place.current()) as release:
@@ -53,7 +56,7 @@ class DirectoryDriver:
         """The steps in the module's text. The same order again repairs what was changed by hand."""
         clock = Deadline(deadline)
         check_bundle_name(bundle.sha256)
-        with open_place(target, clock) as place:
+        with open_place(target, clock, self._below) as place:
             state = place.state()
             _compare_order(target, state, order, bundle.sha256)
             claim = _claim(place, state, order)
@@ -73,7 +76,7 @@ class DirectoryDriver:
     def verify(self, target: Target, bundle: Bundle, *, deadline: float) -> bool:
         """Whether users who read <name>/current see the bundle: names, kinds, modes and bytes."""
         clock = Deadline(deadline)
-        with find_place(target, clock) as place:
+        with find_place(target, clock, self._below) as place:
             if place is None or not place.has_name():
                 return False
             with place.opened_release(place.current()) as release:
@@ -82,7 +85,7 @@ class DirectoryDriver:
     def remove(self, target: Target, order: Order, *, deadline: float) -> None:
         """Unlink what users see, then delete the releases. The order is kept, even where nothing was."""
         clock = Deadline(deadline)
-        with open_place(target, clock) as place:
+        with open_place(target, clock, self._below) as place:
             state = place.state()
             _compare_order(target, state, order, "")
             place.sweep()
@@ -96,7 +99,7 @@ class DirectoryDriver:
 
     def applied(self, target: Target, *, deadline: float) -> Applied | None:
         """What state.json says. Asked without the lock, so that a frozen worker can't keep it from us."""
-        with find_place(target, Deadline(deadline), lock=False) as place:
+        with find_place(target, Deadline(deadline), self._below, lock=False) as place:
             state = place.state() if place else None
             if place is None or state is None:
                 return None

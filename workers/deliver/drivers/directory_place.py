@@ -56,15 +56,14 @@ def read_settings(target: Target) -> tuple[str, int]:
 
 
 @contextmanager
-def open_place(target: Target, clock: Deadline) -> Iterator["Place"]:
-    """The GitRepo's place, made if missing, under its lock.
+def open_place(target: Target, clock: Deadline, below: str = "") -> Iterator["Place"]:
+    """The GitRepo's place, made if missing, under its lock; ``below`` is the folder that no target may leave.
 
     Raises DriverError for everything that goes wrong with the disk, also inside the ``with`` block.
     """
     path, keep = read_settings(target)
     with _disk_errors(target, path), ExitStack() as stack:
-        _make_missing(path)
-        root = _closed_by(stack, open_folder(path))
+        root = _open_root(target, path, below, stack, create=True)
         store = _closed_by(stack, make_folder(STORE, dir_fd=root))
         stack.enter_context(_locked(f"{target.gitrepo_uuid}.lock", store, clock, target))
         folder = _closed_by(stack, make_folder(target.gitrepo_uuid, dir_fd=store))
@@ -73,13 +72,15 @@ def open_place(target: Target, clock: Deadline) -> Iterator["Place"]:
 
 
 @contextmanager
-def find_place(target: Target, clock: Deadline, *, lock: bool = True) -> Iterator["Place | None"]:
+def find_place(
+    target: Target, clock: Deadline, below: str = "", *, lock: bool = True
+) -> Iterator["Place | None"]:
     """The same for reading: None if nothing was ever delivered there, and no folder is made."""
     path, keep = read_settings(target)
     with _disk_errors(target, path), ExitStack() as stack:
         place = None
         with suppress(FileNotFoundError):
-            root = _closed_by(stack, open_folder(path))
+            root = _open_root(target, path, below, stack, create=False)
             store = _closed_by(stack, open_folder(STORE, dir_fd=root))
             if lock:
                 stack.enter_context(_locked(f"{target.gitrepo_uuid}.lock", store, clock, target))
@@ -87,6 +88,31 @@ def find_place(target: Target, clock: Deadline, *, lock: bool = True) -> Iterato
             releases = _closed_by(stack, open_folder("releases", dir_fd=folder))
             place = Place(target, clock, path, keep, root, store, folder, releases)
         yield place
+
+
+def _open_root(target: Target, path: str, below: str, stack: ExitStack, *, create: bool) -> int:
+    """The target's folder. Links of the moment may lead elsewhere in ``below``, never out of it, and not in
+    the last part; what is swapped in after they were resolved is not followed."""
+    if not below:
+        if create:
+            _make_missing(path)
+        return _closed_by(stack, open_folder(path))
+    given, top = PurePosixPath(path), os.path.realpath(below)
+    folder = PurePosixPath(os.path.realpath(given.parent), given.name)
+    if not folder.is_relative_to(top) or folder == PurePosixPath(top):
+        where = f"Cluster {target.cluster}: the driver setting path"
+        raise DriverError("settings", f"{where} must lead to a folder below {below}; edit the cluster.")
+    if create:
+        _make_missing(top)
+    fd = _closed_by(stack, open_folder(top))
+    for part in folder.relative_to(top).parts:
+        try:
+            fd = _closed_by(stack, open_folder(part, dir_fd=fd))
+        except FileNotFoundError:
+            if not create:
+                raise
+            fd = _closed_by(stack, make_folder(part, dir_fd=fd))
+    return fd
 
 
 def _closed_by(stack: ExitStack, fd: int) -> int:

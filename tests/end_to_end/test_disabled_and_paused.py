@@ -1,0 +1,90 @@
+"""Scenarios D1 and D2: polling disabled, and paused."""
+
+import time
+
+import pytest
+
+from tests.end_to_end.stack import Stack, wait_until
+from tests.git_servers import Repository
+
+pytestmark = pytest.mark.end_to_end
+
+
+def text_at(stack: Stack, cluster: str, name: str) -> str:
+    return (stack.clusters / cluster / name / "current/deploy/app.yaml").read_text()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shares-its-remote"])
+def test_d1_disabled_polling_syncs_once_ignores_pushes_and_delivers_head_when_forced(stack: Stack, shared: bool) -> None:
+    """rancher/fleet#780."""
+    name = f"d1-{'shared' if shared else 'alone'}"
+    repository = Repository.make(stack.repositories / f"{name}.git")
+    first = repository.commit({"deploy/app.yaml": "1\n"})
+    stack.add_cluster(name)
+    spec = {"branch": "main", "paths": ["deploy"], "targets": [{"cluster": name}], "polling_interval": "1s"}
+    if shared:
+        stack.add_gitrepo(f"{name}-polls", repository.file_url, **spec)
+        stack.wait_delivered(f"{name}-polls", first)
+    stack.add_gitrepo(name, repository.file_url, disable_polling=True, **spec)
+    stack.wait_delivered(name, first)
+    if not shared:
+        wait_until("off the schedule", lambda: stack.gitrepo(name)["status"]["next_poll_at"] is None, 10)
+
+    second = repository.commit({"deploy/app.yaml": "2\n"})
+    if shared:
+        stack.wait_delivered(f"{name}-polls", second)
+    time.sleep(5)
+    assert stack.gitrepo(name)["status"]["observed_commit"] == first
+    assert text_at(stack, name, name) == "1\n"
+
+    stack.api("POST", f"gitrepos/{name}/sync/")
+    stack.wait_delivered(name, second)
+    assert text_at(stack, name, name) == "2\n"
+
+    # The force was for that once.
+    repository.commit({"deploy/app.yaml": "3\n"})
+    time.sleep(5)
+    assert text_at(stack, name, name) == "2\n"
+
+
+def test_d1_a_forced_sync_delivers_a_head_that_went_back(stack: Stack) -> None:
+    repository = Repository.make(stack.repositories / "d1-back.git")
+    first = repository.commit({"deploy/app.yaml": "1\n"})
+    stack.add_cluster("d1-back")
+    stack.add_gitrepo(
+        "d1-back", repository.file_url, branch="main", paths=["deploy"], disable_polling=True, targets=[{"cluster": "d1-back"}]
+    )
+    stack.wait_delivered("d1-back", first)
+    second = repository.commit({"deploy/app.yaml": "2\n"})
+    stack.api("POST", "gitrepos/d1-back/sync/")
+    stack.wait_delivered("d1-back", second)
+
+    repository.git("update-ref", "refs/heads/main", first)
+    stack.api("POST", "gitrepos/d1-back/sync/")
+    stack.wait_delivered("d1-back", first)
+    assert text_at(stack, "d1-back", "d1-back") == "1\n"
+
+
+def test_d2_paused_goes_on_observing_and_delivers_the_newest_on_resume(stack: Stack) -> None:
+    repository = Repository.make(stack.repositories / "d2.git")
+    first = repository.commit({"deploy/app.yaml": "1\n"})
+    stack.add_cluster("d2")
+    stack.add_gitrepo(
+        "d2", repository.file_url, branch="main", paths=["deploy"], polling_interval="1s", targets=[{"cluster": "d2"}]
+    )
+    stack.wait_delivered("d2", first)
+    stack.api("POST", "gitrepos/d2/pause/")
+
+    for number in (2, 3):
+        commit = repository.commit({"deploy/app.yaml": f"{number}\n"})
+        wait_until(f"commit {number} is observed", lambda c=commit: stack.gitrepo("d2")["status"]["observed_commit"] == c, 15)
+    time.sleep(3)
+    status = stack.gitrepo("d2")["status"]
+    assert (status["display_state"], status["commit"]) == ("Paused", first)
+    assert text_at(stack, "d2", "d2") == "1\n"
+
+    stack.api("POST", "gitrepos/d2/resume/")
+    stack.wait_delivered("d2", repository.head())
+    assert text_at(stack, "d2", "d2") == "3\n"
+    outcomes = [r["outcome"] for r in stack.api("GET", "gitrepos/d2/revisions/")["results"]]
+    assert outcomes == ["synced", "superseded", "synced"]
