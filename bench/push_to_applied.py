@@ -78,13 +78,21 @@ def main() -> None:
                 stack,
                 (
                     manifest(
-                        f"r{n}", r.file_url, pollingInterval=f"{options.interval}s", targets=[{"clusterName": "c"}]
+                        f"r{n}",
+                        r.file_url,
+                        pollingInterval=f"{options.interval}s",
+                        targets=[{"clusterName": "c"}],
                     )
                     for n, r in enumerate(repositories)
                 ),
             )
             patience = 120 + options.repositories
-            wait_until("first round", lambda: stack.sql(APPLIED, 1) == [(options.repositories,)], patience, every=0.25)
+            wait_until(
+                "first round",
+                lambda: stack.sql(APPLIED, 1) == [(options.repositories,)],
+                patience,
+                every=0.25,
+            )
             print(f"registered and delivered in {time.time() - began:.1f} s")
             times = []
             for number in range(2, options.rounds + 2):

@@ -133,9 +133,7 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
             self.sync()
             fresh = self.all_as_schedule()
         except DatabaseError as error:
-            self._complain(
-                "database", "beat goes on with the entries that it knows: the database is away", error
-            )
+            self._complain("database", "beat goes on with the entries that it knows: the database is away", error)
             return
         self._last_change, self._read_at = change, now + READ_EVERY
         self._schedule = fresh
@@ -164,9 +162,7 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
                 if entry is not None:
                     entry.save()
         except DatabaseError as error:
-            self._complain(
-                "database", "beat could not write when its entries ran: the database is away", error
-            )
+            self._complain("database", "beat could not write when its entries ran: the database is away", error)
 
     # -- sending ---------------------------------------------------------------------------------------------
 

@@ -139,26 +139,14 @@ def check_broker(**_: Any) -> list[CheckMessage]:
         return [_error(20, f"REDIS_URL has the scheme {parts.scheme!r}, which is not Redis'.", hint)]
     if parts.scheme == "redis+socket":
         if len(parts.path.encode()) > MAX_SOCKET_PATH:
-            sentence = (
-                f"The socket's path in REDIS_URL is longer than {MAX_SOCKET_PATH} bytes, the kernel's limit."
-            )
-            return [
-                _error(
-                    21, sentence, "Set DATA_DIR to a shorter path, or REDIS_URL to another socket or host."
-                )
-            ]
+            sentence = f"The socket's path in REDIS_URL is longer than {MAX_SOCKET_PATH} bytes, the kernel's limit."
+            return [_error(21, sentence, "Set DATA_DIR to a shorter path, or REDIS_URL to another socket or host.")]
         private = parts.password or _only_ours(Path(parts.path))
     else:
         private = parts.password
     if not settings.DEBUG and not private:
-        sentence = (
-            "DEBUG is off and everybody who reaches the broker may send it messages: it has no password."
-        )
-        return [
-            _error(
-                22, sentence, "Set REDIS_URL to redis://:password@host:6379/0, or to a socket of mode 0700."
-            )
-        ]
+        sentence = "DEBUG is off and everybody who reaches the broker may send it messages: it has no password."
+        return [_error(22, sentence, "Set REDIS_URL to redis://:password@host:6379/0, or to a socket of mode 0700.")]
     return []
 
 
@@ -182,11 +170,7 @@ def check_secrets(**_: Any) -> list[CheckMessage]:
         key = settings.SECRET_KEY
     except ImproperlyConfigured:  # Django's own refusal of an empty one
         key = ""
-    if (
-        len(key) < MIN_SECRET_KEY
-        or len(set(key)) < MIN_SECRET_KEY_CHARACTERS
-        or key.startswith("django-insecure-")
-    ):
+    if len(key) < MIN_SECRET_KEY or len(set(key)) < MIN_SECRET_KEY_CHARACTERS or key.startswith("django-insecure-"):
         sentence = "DEBUG is off and SECRET_KEY is missing or weak: sessions could be forged."
         hint = (
             f"Set SECRET_KEY (or SECRET_KEY_FILE) to {MIN_SECRET_KEY} or more random characters: "
@@ -195,9 +179,7 @@ def check_secrets(**_: Any) -> list[CheckMessage]:
         found.append(_error(30, sentence, hint))
     if not settings.ALLOWED_HOSTS:
         sentence = "DEBUG is off and ALLOWED_HOSTS is empty: every request would be refused."
-        found.append(
-            _error(33, sentence, "Set ALLOWED_HOSTS to the names that users reach this by, comma-separated.")
-        )
+        found.append(_error(33, sentence, "Set ALLOWED_HOSTS to the names that users reach this by, comma-separated."))
     return found
 
 

@@ -100,9 +100,7 @@ def _allowed_networks(texts: tuple[str, ...]) -> tuple[IPNetwork, ...]:
     try:
         return tuple(ipaddress.ip_network(text.strip(), strict=False) for text in texts if text.strip())
     except ValueError as error:
-        raise ImproperlyConfigured(
-            f"GIT_ALLOWED_NETWORKS: {error}. Write networks like 10.0.0.0/8."
-        ) from error
+        raise ImproperlyConfigured(f"GIT_ALLOWED_NETWORKS: {error}. Write networks like 10.0.0.0/8.") from error
 
 
 def literal_addresses(host: str) -> list[str]:

@@ -36,9 +36,7 @@ def adopt_page(remote_id: int, after: int) -> int | None:
     with transaction.atomic():
         remote = Remote.objects.select_for_update().get(pk=remote_id)
         now = database_now()
-        page = list(
-            GitRepo.objects.select_for_update().filter(concerned(remote), pk__gt=after).order_by("pk")[:PAGE]
-        )
+        page = list(GitRepo.objects.select_for_update().filter(concerned(remote), pk__gt=after).order_by("pk")[:PAGE])
         for gitrepo in page:
             _adopt_one(gitrepo, remote, now)
         if page:

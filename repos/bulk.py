@@ -25,8 +25,9 @@ def finish_many(
     model = type(rows[0][0])
     expressions, extra = expressions or {}, extra or {}
     names = list(rows[0][1])
-    fields = {name: model._meta.get_field(extra.get(name, name)) for name in names}
-    key, token = model._meta.get_field("id"), model._meta.get_field("lease_token")
+    fields: dict[str, Any] = {name: model._meta.get_field(extra.get(name, name)) for name in names}
+    key: Any = model._meta.pk
+    token: Any = model._meta.get_field("lease_token")
 
     def placeholder(field: Any) -> str:
         # SQLite has no such types, and its CAST would make a number of a date.
@@ -38,8 +39,11 @@ def finish_many(
         parameters += [row.pk, token.get_db_prep_save(row.lease_token, connection)]
         parameters += [fields[name].get_db_prep_save(values[name], connection) for name in names]
     sets = {fields[name].column: expressions.get(name, f"v.{name}") for name in names if name not in extra}
-    sets |= {column: "''" if value == "" else "NULL" if value is None else str(value) for column, value in RELEASED.items()}
-    sql = (
+    sets |= {
+        column: "''" if value == "" else "NULL" if value is None else str(value) for column, value in RELEASED.items()
+    }
+    # The names are ours, and every value is a parameter.
+    sql = (  # noqa: S608
         f"WITH v (pk, token, {', '.join(names)}) AS (VALUES {', '.join([line] * len(rows))}) "
         f"UPDATE {connection.ops.quote_name(model._meta.db_table)} AS t "
         f"SET {', '.join(f'{column} = {value}' for column, value in sets.items())} "

@@ -118,7 +118,12 @@ def _deliver_again(cluster: Cluster, now: datetime) -> None:
     """Want again what is wanted at the cluster: its target is another one now. What ended there stays ended."""
     ended = (Delivery.State.REMOVED, Delivery.State.KEPT)
     rows = Delivery.objects.filter(cluster=cluster).exclude(state__in=ended)
-    columns = {"sequence": F("sequence") + 1, "state": Delivery.State.WAITING, "failures": 0, "last_error": ""}
+    columns = {
+        "sequence": F("sequence") + 1,
+        "state": Delivery.State.WAITING,
+        "failures": 0,
+        "last_error": "",
+    }
     # The keys are read first: the second update would find again what the first one has changed.
     paused = list(rows.filter(gitrepo__paused=True).order_by("pk").values_list("pk", flat=True))
     moving = list(rows.filter(gitrepo__paused=False).order_by("pk").values_list("pk", flat=True))
@@ -264,7 +269,7 @@ def delete_credential(pk: int) -> None:
 
 def _known(spec: Mapping[str, Any], known: tuple[str, ...]) -> None:
     if unknown := set(spec) - set(known):
-        raise ValidationError({name: "not a field of the spec" for name in unknown})
+        raise ValidationError(dict.fromkeys(unknown, "not a field of the spec"))
 
 
 def _read(model: type[Row], pk: int | None) -> tuple[Row, Row | None]:

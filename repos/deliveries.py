@@ -159,7 +159,9 @@ def approve(gitrepo: GitRepo, now: datetime) -> int:
     return count
 
 
-def due_unless_as_read(read: Delivery, now: datetime, *, paused: bool, then_seconds: float | None = None) -> dict[str, Any]:
+def due_unless_as_read(
+    read: Delivery, now: datetime, *, paused: bool, then_seconds: float | None = None
+) -> dict[str, Any]:
     """The due columns at the end of one try: what was wanted meanwhile is due now, unless the GitRepo is paused.
 
     `then_seconds` is the wait until the next try if nothing was wanted meanwhile; None: there is nothing left to do.
@@ -169,9 +171,13 @@ def due_unless_as_read(read: Delivery, now: datetime, *, paused: bool, then_seco
     same = Q(sequence=read.sequence)
     return {
         "due_at": Case(
-            When(same, then=Value(done["due_at"])), default=Value(again["due_at"]), output_field=DateTimeField(null=True)
+            When(same, then=Value(done["due_at"])),
+            default=Value(again["due_at"]),
+            output_field=DateTimeField(null=True),
         ),
         "wait_seconds": Case(
-            When(same, then=Value(done["wait_seconds"])), default=Value(again["wait_seconds"]), output_field=FloatField()
+            When(same, then=Value(done["wait_seconds"])),
+            default=Value(again["wait_seconds"]),
+            output_field=FloatField(),
         ),
     }

@@ -3,9 +3,11 @@
 A doorbell that is lost changes nothing but the latency, so ringing never fails and never waits long.
 """
 
+from dataclasses import dataclass
+
 import structlog
 from celery import current_app
-from django.db import transaction
+from django.db import connection, transaction
 
 from fleetsync.redis import redis_client
 
@@ -34,6 +36,16 @@ def ring(queue: str, times: int = 1) -> int:
     return max(lacking, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Bell:
+    queue: str
+
+    def __call__(self) -> None:
+        ring(self.queue)
+
+
 def ring_on_commit(queue: str) -> None:
-    """Ring once the running transaction is committed."""
-    transaction.on_commit(lambda: ring(queue), robust=True)
+    """Ring once the running transaction is committed: once for all of its work, since each ring asks the broker."""
+    bell = _Bell(queue)
+    if bell not in (function for _, function, _ in connection.run_on_commit):
+        transaction.on_commit(bell, robust=True)

@@ -90,8 +90,7 @@ DRIVERS: dict[str, DriverSchema] = {
     for schema in (
         DriverSchema(
             name="directory",
-            description="A folder on this machine: releases side by side, and a link `current` to the one in "
-            "force.",
+            description="A folder on this machine: releases side by side, and a link `current` to the one in force.",
             secret_names=(),
             validate=_directory,
         ),

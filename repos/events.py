@@ -12,7 +12,8 @@ SAME_WITHIN = timedelta(hours=1)
 
 
 def cut(text: str, length: int = MESSAGE_LENGTH) -> str:
-    """`text` at most `length` characters long."""
+    """`text` at most `length` characters long, without what no database stores: NUL and halves of characters."""
+    text = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -11,7 +11,9 @@ class SecretUnreadable(Exception):
     """A stored secret that none of ENCRYPTION_KEYS opens."""
 
     def __init__(self) -> None:
-        super().__init__("a stored secret cannot be decrypted: put the key it was written with back into ENCRYPTION_KEYS")
+        super().__init__(
+            "a stored secret cannot be decrypted: put the key it was written with back into ENCRYPTION_KEYS"
+        )
 
 
 def cipher() -> MultiFernet:
@@ -68,7 +70,14 @@ class EncryptedTextField(models.TextField):  # type: ignore[type-arg]
             return None
         return value.stored if isinstance(value, Secret) else Secret.of(str(value)).stored
 
-    def value_to_string(self, obj: models.Model) -> str:
-        """Serialised dumps carry the token, never the text."""
-        secret = self.value_from_object(obj)
-        return secret.stored if isinstance(secret, Secret) else ""
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        """A plain text leaves the instance with the save."""
+        value = super().pre_save(model_instance, add)
+        if isinstance(value, str):
+            value = Secret.of(value)
+            setattr(model_instance, self.attname, value)
+        return value
+
+    def value_to_string(self, obj: models.Model) -> str:  # noqa: ARG002
+        """Serialised dumps carry no secret: a load would take the token for a text. It is to be entered again."""
+        return ""

@@ -43,7 +43,8 @@ def take_in(
     """The heads after `answer`, which holds every asked ref that exists."""
     refs: dict[str, str] = {}
     waiting: dict[str, str] = {}
-    remembered = {ref: list(heads) for ref, heads in recent.items()}
+    # Of refs that are gone nothing is remembered: what is kept is bounded by what is there.
+    remembered = {ref: list(heads) for ref, heads in recent.items() if ref in stored or ref in answer}
     for ref in {*stored, *answer}:
         before, now = stored.get(ref), answer.get(ref)
         if before == now or (before and now and now in recent.get(ref, ()) and returning.get(ref) != now):

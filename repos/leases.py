@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 import structlog
+from django.conf import settings
 from django.db import connection, connections, models, transaction
 from django.db.models import Case, Count, F, Q, Value, When, Window
 from django.db.models.functions import RowNumber
@@ -28,8 +29,6 @@ class Leased(models.Model):
     """The lease columns, and `wait_seconds`: how far ahead the due instant was when it was set."""
 
     DUE: ClassVar[str] = "due_at"
-    # A lease further ahead than this was written by a clock that has since been set back: it counts as expired.
-    LONGEST_LEASE_SECONDS: ClassVar[float] = 3600.0
 
     lease_token = models.UUIDField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
@@ -56,6 +55,9 @@ class Leased(models.Model):
 
 LeasedModel = TypeVar("LeasedModel", bound=Leased)
 
+# Between two looks at the database's clock, and what it may be corrected by.
+LEASE_SLACK_SECONDS = 5.0
+
 RELEASED: dict[str, Any] = {"lease_token": None, "lease_until": None, "lease_owner": "", "crashes": 0}
 
 
@@ -77,27 +79,41 @@ def this_process() -> str:
     return f"{os.uname().nodename}:{os.getpid()}"
 
 
-def unleased(now: datetime, model: type[Leased]) -> Q:
+def longest_lease_seconds() -> float:
+    """The longest that a lease is ever given for, with a little room."""
+    return max(settings.POLL_LEASE, settings.JOB_LEASE, settings.DELIVERY_LEASE) + LEASE_SLACK_SECONDS
+
+
+def leased(now: datetime) -> Q:
+    """Rows that somebody holds. A lease further ahead than any is given for was written by a clock that has been set
+    back since, or by hand, and is none.
+    """
+    return Q(lease_until__gt=now, lease_until__lte=now + timedelta(seconds=longest_lease_seconds()))
+
+
+def unleased(now: datetime) -> Q:
     """Rows that nobody holds."""
-    absurd = now + timedelta(seconds=model.LONGEST_LEASE_SECONDS)
+    absurd = now + timedelta(seconds=longest_lease_seconds())
     return Q(lease_until__isnull=True) | Q(lease_until__lte=now) | Q(lease_until__gt=absurd)
 
 
 def claimable(model: type[Leased], now: datetime) -> Q:
     """Rows that are due and that nobody holds: the whole definition of work."""
-    return Q(**{f"{model.DUE}__lte": now}) & unleased(now, model)
-
-
-def has_work(model: type[Leased], now: datetime, where: Q | None = None) -> bool:
-    return model._default_manager.filter(claimable(model, now), where or Q()).exists()
+    return Q(**{f"{model.DUE}__lte": now}) & unleased(now)
 
 
 def take(rows: Sequence[LeasedModel], *, seconds: float, now: datetime, extra: dict[str, Any] | None = None) -> None:
     """Lease `rows`, which the caller has locked in the running transaction, for `seconds`, with one token for all."""
+    if seconds > longest_lease_seconds():
+        raise ValueError("a lease as long as this would count as expired")
     if not rows:
         return
     model = type(rows[0])
-    lease = {"lease_token": uuid.uuid4(), "lease_until": now + timedelta(seconds=seconds), "lease_owner": this_process()}
+    lease = {
+        "lease_token": uuid.uuid4(),
+        "lease_until": now + timedelta(seconds=seconds),
+        "lease_owner": this_process(),
+    }
     crashed = Case(When(lease_until__isnull=False, then=F("crashes") + 1), default=Value(0))
     model._default_manager.filter(pk__in=[row.pk for row in rows]).update(crashes=crashed, **lease, **(extra or {}))
     for row in rows:
@@ -144,9 +160,12 @@ def claim_capped(
     """Like claim(), with at most `cap` live leases for each row that the foreign key `group` names; and the instant.
 
     Candidates are ranked within their group, so that a group that answers nothing never fills a batch. The groups' rows
-    are locked while their live leases are counted, which is what makes the cap true over all workers.
+    are locked while their live leases are counted, which is what makes the cap true over all workers; without their
+    keys, so that rows which refer to a group can be made meanwhile. `related` rows are read after the claim: a join
+    that had to wait for a lock would pair the row as it is now with its relations as they were.
     """
     groups = model._meta.get_field(group).related_model
+    assert groups is not None  # noqa: S101 (for mypy: `group` names a foreign key)
     rows = model._default_manager
     with transaction.atomic():
         now = database_now()
@@ -162,23 +181,26 @@ def claim_capped(
         if not candidates:
             return [], now
         concerned = sorted({key for _, key in candidates})
-        list(groups._default_manager.select_for_update().filter(pk__in=concerned).order_by("pk").values_list("pk"))
+        locked = groups._default_manager.select_for_update(no_key=True).filter(pk__in=concerned).order_by("pk")
+        list(locked.values_list("pk"))
         now = database_now()
         chosen = within_cap(candidates, live_leases(model, group, now, concerned), cap)
         found = list(
             rows.select_for_update(skip_locked=True, of=("self",))
-            .select_related(*related)
             .defer(*defer)
             .filter(claimable(model, now), pk__in=chosen)
             .order_by(model.DUE, "pk")
         )
         take(found, seconds=seconds, now=now)
+        if found and related:
+            mine = rows.filter(pk__in=[row.pk for row in found]).order_by(model.DUE, "pk")
+            found = list(mine.select_related(*related).defer(*defer))
     return found, now
 
 
 def live_leases(model: type[Leased], group: str, now: datetime, among: list[int] | None = None) -> Counter[int]:
     """How many rows are held, for each key of the foreign key `group`."""
-    rows = model._default_manager.filter(lease_until__gt=now)
+    rows = model._default_manager.filter(leased(now))
     if among is not None:
         rows = rows.filter(**{f"{group}__in": among})
     return Counter(dict(rows.order_by().values_list(f"{group}_id").annotate(live=Count("pk"))))
@@ -219,7 +241,8 @@ def heal(model: type[Leased], now: datetime, slack_seconds: float = 5.0) -> int:
         beyond = "{due} > %s + make_interval(secs => wait_seconds + %s)"
     else:
         beyond = "(julianday({due}) - julianday(%s)) * 86400 > wait_seconds + %s"
-    due = connection.ops.quote_name(model._meta.get_field(model.DUE).column)
+    # A due field's column has its name.
+    due = connection.ops.quote_name(model.DUE)
     table = connection.ops.quote_name(model._meta.db_table)
     instant = connection.ops.adapt_datetimefield_value(now)
     with connection.cursor() as cursor:
@@ -238,7 +261,8 @@ class Renewer:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._rows: dict[tuple[type[Leased], int], tuple[Leased, float]] = {}
+        # By row and token: a process that was frozen may hold a row a second time before it lets go of the first.
+        self._rows: dict[tuple[type[Leased], int, uuid.UUID | None], tuple[Leased, float]] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-renewer", daemon=True)
@@ -247,14 +271,16 @@ class Renewer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         self._thread.join(timeout=10)
 
     @contextmanager
     def keeping(self, row: Leased, *, deadline_seconds: float) -> Iterator[None]:
         """Renew `row` for as long as the block runs, and never beyond `deadline_seconds`."""
-        key = (type(row), row.pk)
+        key = (type(row), row.pk, row.lease_token)
         with self._lock:
             self._rows[key] = (row, time.monotonic() + deadline_seconds)
         try:

@@ -107,10 +107,7 @@ def _check(text: str) -> None:
 def _check_node(event: yaml.NodeEvent, number: int) -> None:
     line = f"line {event.start_mark.line + 1}" if event.start_mark else "some line"
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-        _refuse(
-            f"document {number}: {line}: Anchors and aliases (&name, *name) are not read. Write the "
-            "value out."
-        )
+        _refuse(f"document {number}: {line}: Anchors and aliases (&name, *name) are not read. Write the value out.")
     if getattr(event, "tag", None) is not None:
         _refuse(f"document {number}: {line}: Tags (!name) are not read. Remove it.")
 

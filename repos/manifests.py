@@ -182,9 +182,7 @@ class _Document:
         try:
             bundle = base64.b64decode("".join(encoded.split()), validate=True).decode()
         except (binascii.Error, ValueError):
-            self.refuse(
-                "spec.caBundle", "This is PEM certificates, the whole of them once more encoded in base64."
-            )
+            self.refuse("spec.caBundle", "This is PEM certificates, the whole of them once more encoded in base64.")
             return
         if self._valid("spec.caBundle", validators.validate_ca_bundle, bundle):
             spec["ca_bundle"] = bundle
@@ -214,9 +212,7 @@ class _Document:
         if not isinstance(targets, list) or len(targets) > validators.MAX_TARGETS:
             self.refuse("spec.targets", f"This is a list of at most {validators.MAX_TARGETS} objects.")
             return
-        spec["targets"] = [
-            self._target(target, f"spec.targets[{index}]") for index, target in enumerate(targets)
-        ]
+        spec["targets"] = [self._target(target, f"spec.targets[{index}]") for index, target in enumerate(targets)]
 
     def _target(self, given: object, place: str) -> dict[str, Any]:
         if not isinstance(given, dict):
@@ -232,13 +228,9 @@ class _Document:
             if name is not None:
                 target[field] = name
         selector = _without_nulls(given.get("clusterSelector"))
-        if selector is not None and self._valid(
-            f"{place}.clusterSelector", validators.validate_selector, selector
-        ):
+        if selector is not None and self._valid(f"{place}.clusterSelector", validators.validate_selector, selector):
             target["cluster_selector"] = selector
-        if not any(
-            given.get(key) not in (None, "") for key in ("clusterName", "clusterSelector", "clusterGroup")
-        ):
+        if not any(given.get(key) not in (None, "") for key in ("clusterName", "clusterSelector", "clusterGroup")):
             self.refuse(place, "A target needs clusterName, clusterSelector or clusterGroup.")
         return target
 

@@ -15,10 +15,14 @@ ALL_TAGS = "refs/tags/*"
 class Follower(Protocol):
     """The part of a GitRepo's spec that says what it follows."""
 
-    branch: str
-    tag: str
-    semver: str
-    commit: str
+    @property
+    def branch(self) -> str: ...
+    @property
+    def tag(self) -> str: ...
+    @property
+    def semver(self) -> str: ...
+    @property
+    def commit(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

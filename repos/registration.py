@@ -83,7 +83,7 @@ def edit(pk: int, changes: Mapping[str, Any], *, force: bool = False) -> GitRepo
     """
     unknown = set(changes) - set(SPEC)
     if unknown:
-        raise ValidationError({name: "not a field of the spec" for name in unknown})
+        raise ValidationError(dict.fromkeys(unknown, "not a field of the spec"))
     with transaction.atomic():
         now = database_now()
         _lock_remotes(pk, changes)

@@ -53,7 +53,9 @@ def wanted_interval_seconds(remote: Remote) -> float | None:
 
 def not_before(host_id: int, credential_id: int | None, now: datetime) -> datetime:
     """The earliest instant at which the host may be polled with this credential: `now` unless it asked for patience."""
-    until = HostNotBefore.objects.filter(host_id=host_id, credential_key=credential_id or 0).values_list("until", flat=True)
+    until = HostNotBefore.objects.filter(host_id=host_id, credential_key=credential_id or 0).values_list(
+        "until", flat=True
+    )
     return max(now, until.first() or now)
 
 

@@ -59,9 +59,9 @@ def make_revision(gitrepo: GitRepo, head: Head, reason: str, now: datetime) -> R
 def supersede_waiting(gitrepo: GitRepo, now: datetime) -> None:
     """End the GitRepo's waiting job, whose revision will never be synced."""
     waiting = SyncJob.objects.filter(gitrepo=gitrepo, state__in=SyncJob.WAITING)
-    Revision.objects.filter(
-        Q(job__in=waiting.values("pk")), outcome=Revision.Outcome.OPEN
-    ).update(outcome=Revision.Outcome.SUPERSEDED)
+    Revision.objects.filter(Q(job__in=waiting.values("pk")), outcome=Revision.Outcome.OPEN).update(
+        outcome=Revision.Outcome.SUPERSEDED
+    )
     waiting.update(state=SyncJob.State.SUPERSEDED, finished_at=now, **SyncJob.not_due())
 
 

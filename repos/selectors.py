@@ -14,9 +14,7 @@ def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     wanted = selector.get("matchLabels") or {}
     if any(key not in labels or labels[key] != value for key, value in wanted.items()):
         return False
-    return all(
-        _expression_matches(expression, labels) for expression in selector.get("matchExpressions") or []
-    )
+    return all(_expression_matches(expression, labels) for expression in selector.get("matchExpressions") or [])
 
 
 def _expression_matches(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:

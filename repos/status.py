@@ -108,7 +108,13 @@ def conditions(facts: Facts) -> list[Condition]:
     job_time = (job.created_at if open_job else job.finished_at) if job is not None else None
     polling_reason = "Disabled" if gitrepo.disable_polling else "PollFailed" if error else ""
     return [
-        Condition("Ready", state == READY, "" if state == READY else state, message(facts), facts.applied_at or job_time),
+        Condition(
+            "Ready",
+            state == READY,
+            "" if state == READY else state,
+            message(facts),
+            facts.applied_at or job_time,
+        ),
         Condition(
             "GitPolling",
             not error and not gitrepo.disable_polling,

@@ -35,15 +35,14 @@ RULES = [
         "repos_delivery",
         "wanted_order_rises",
         "BEFORE UPDATE OF epoch, sequence",
-        "NEW.epoch < OLD.epoch OR (NEW.epoch = OLD.epoch AND NEW.sequence < OLD.sequence)",
+        "(NEW.epoch, NEW.sequence) < (OLD.epoch, OLD.sequence)",
         "the (epoch, sequence) wanted of a Delivery only rises",
     ),
     (
         "repos_delivery",
         "applied_order_rises",
         "BEFORE UPDATE OF applied_epoch, applied_sequence",
-        "NEW.applied_epoch < OLD.applied_epoch OR "
-        "(NEW.applied_epoch = OLD.applied_epoch AND NEW.applied_sequence < OLD.applied_sequence)",
+        "(NEW.applied_epoch, NEW.applied_sequence) < (OLD.applied_epoch, OLD.applied_sequence)",
         "the (epoch, sequence) applied of a Delivery only rises",
     ),
 ]
@@ -57,7 +56,9 @@ def install_triggers(using: str = "default", **_: Any) -> None:
         for table, name, event, refused, sentence in RULES:
             if table not in existing:
                 continue
-            cursor.execute(f"DROP TRIGGER IF EXISTS {name}" + (f" ON {table}" if connection.vendor == "postgresql" else ""))
+            cursor.execute(
+                f"DROP TRIGGER IF EXISTS {name}" + (f" ON {table}" if connection.vendor == "postgresql" else "")
+            )
             if connection.vendor == "postgresql":
                 cursor.execute(
                     f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "

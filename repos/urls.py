@@ -90,9 +90,7 @@ def parse_git_url(text: str) -> GitUrl:
     """
     parts = _split(text)
     if parts.scheme == "http" and not settings.GIT_ALLOW_HTTP:
-        _refuse(
-            "http", "http:// is not encrypted and is off here. Use https:// or ssh://, or set GIT_ALLOW_HTTP."
-        )
+        _refuse("http", "http:// is not encrypted and is off here. Use https:// or ssh://, or set GIT_ALLOW_HTTP.")
     if parts.scheme == "file":
         return _file_url(parts)
     user = _checked_user(parts)
@@ -156,8 +154,7 @@ def _split_url(scheme: str, rest: str) -> _Parts:
     if "?" in rest or "#" in rest:
         _refuse(
             "query",
-            "A Git URL has no query and no fragment. Put a token into a credential and attach that "
-            "to the GitRepo.",
+            "A Git URL has no query and no fragment. Put a token into a credential and attach that to the GitRepo.",
         )
     authority, slash, path = rest.partition("/")
     before, at, place = authority.rpartition("@")
@@ -235,8 +232,7 @@ def _checked_user(parts: _Parts) -> str:
     if not _USER.fullmatch(parts.userinfo):
         _refuse(
             "user",
-            "The user in the URL begins with a letter or digit and has only letters, digits and . _ "
-            "+ - in it.",
+            "The user in the URL begins with a letter or digit and has only letters, digits and . _ + - in it.",
         )
     return parts.userinfo
 
@@ -265,8 +261,7 @@ def _check_path(path: str) -> None:
     if _BAD_ESCAPE.search(path):
         _refuse(
             "path",
-            "A % in the path of the URL begins an escape: two hexadecimal digits follow. Write % "
-            "itself as %25.",
+            "A % in the path of the URL begins an escape: two hexadecimal digits follow. Write % itself as %25.",
         )
     # git decodes the path of an ssh and a file URL, and servers decode the others.
     decoded = unquote_to_bytes(path)
@@ -281,9 +276,7 @@ def _check_path(path: str) -> None:
 def _file_url(parts: _Parts) -> GitUrl:
     root = settings.GIT_FILE_ROOT
     if not root:
-        _refuse(
-            "file", "file:// URLs are off here. Use https:// or ssh://; an operator can set GIT_FILE_ROOT."
-        )
+        _refuse("file", "file:// URLs are off here. Use https:// or ssh://; an operator can set GIT_FILE_ROOT.")
     _check_path(parts.path)
     try:
         folder = Path(unquote_to_bytes(parts.path).decode()).resolve()

@@ -189,9 +189,7 @@ def _broken_path_rule(path: object) -> str:
 def _broken_glob_rule(segments: list[str]) -> str:
     wildcards = sum(len(_WILDCARD.findall(segment)) for segment in segments)
     if wildcards > MAX_WILDCARDS or segments.count("**") > MAX_DOUBLE_STARS:
-        return (
-            f"A path has at most {MAX_WILDCARDS} wildcards, and at most {MAX_DOUBLE_STARS} parts that are **."
-        )
+        return f"A path has at most {MAX_WILDCARDS} wildcards, and at most {MAX_DOUBLE_STARS} parts that are **."
     if any("[" in segment and "]" not in segment[segment.index("[") + 2 :] for segment in segments):
         return "A [ in a path begins a set of characters that a ] must end."
     return ""
@@ -301,8 +299,7 @@ def _target(target: object, place: str) -> None:
         _refuse("A target is an object with cluster, cluster_selector or cluster_group.", "targets", place)
     if "cluster_group_selector" in target:
         _refuse(
-            "cluster_group_selector is not supported. Name the group in cluster_group, or use "
-            "cluster_selector.",
+            "cluster_group_selector is not supported. Name the group in cluster_group, or use cluster_selector.",
             "targets",
             place,
         )

@@ -102,8 +102,7 @@ class Repository:
         ref = f"refs/heads/{branch}"
         text = message.encode()
         stream.write(
-            f"commit {ref}\nmark :1\ncommitter Ada <ada@example.com> {when} +0000\ndata "
-            f"{len(text)}\n".encode()
+            f"commit {ref}\nmark :1\ncommitter Ada <ada@example.com> {when} +0000\ndata {len(text)}\n".encode()
         )
         stream.write(text + b"\n")
         tip = parent or self.head(branch)
@@ -378,9 +377,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(status, headers, content)
 
-    def _answer(
-        self, status: int, headers: Mapping[str, str], content: bytes, *, send: int | None = None
-    ) -> None:
+    def _answer(self, status: int, headers: Mapping[str, str], content: bytes, *, send: int | None = None) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -34,7 +34,9 @@ def run_adoptions(*, budget_seconds: float, stopping: Callable[[], bool]) -> int
 def _unless(column: str, read: int) -> Case:
     """null if `column` is still what was read at the claim, else now: what came meanwhile is not lost."""
     return Case(
-        When(Q(**{column: read}), then=Value(None)), default=Value(database_now()), output_field=DateTimeField(null=True)
+        When(Q(**{column: read}), then=Value(None)),
+        default=Value(database_now()),
+        output_field=DateTimeField(null=True),
     )
 
 
@@ -74,5 +76,3 @@ def match_cluster(cluster: Cluster) -> None:
         if len(page) < PAGE:
             return
         after = page[-1].pk
-
-

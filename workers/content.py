@@ -25,7 +25,7 @@ class Entry:
     """Where a link points, relative and inside the bundle; "" for a file."""
 
 
-class BundleUnavailable(Exception):  # noqa: N818 (says what is the case)
+class BundleUnavailable(Exception):
     """The bundle is gone or damaged, and has to be made again."""
 
 

@@ -182,9 +182,7 @@ def _check(access: RemoteAccess) -> None:
     if "\x00" in access.url or "\n" in access.url or "\r" in access.url:
         raise AccessError("url", "The URL has a control character: correct the URL.")
     if access.kind in ("basic", "token") and scheme not in ("https", "http"):
-        raise AccessError(
-            "credential", f"A {access.kind} credential can't be used with a {scheme} URL: use a key."
-        )
+        raise AccessError("credential", f"A {access.kind} credential can't be used with a {scheme} URL: use a key.")
     if access.kind == "ssh" and scheme != "ssh":
         raise AccessError("credential", f"An ssh key can't be used with a {scheme} URL: use a token.")
     if access.kind == "ssh" and not access.secret.strip():
@@ -267,9 +265,7 @@ def _http_config(access: RemoteAccess, folder: Path) -> dict[str, str]:
     if access.addresses:
         name, port = access.host
         addresses = ",".join(f"[{a}]" if ":" in a else a for a in access.addresses)
-        config["http.curloptResolve"] = (
-            f"{name}:{port or (443 if access.scheme == 'https' else 80)}:{addresses}"
-        )
+        config["http.curloptResolve"] = f"{name}:{port or (443 if access.scheme == 'https' else 80)}:{addresses}"
     return config
 
 

@@ -3,7 +3,7 @@
 `cause` is stable and may be stored and counted. `str(error)` is for the user and says what to do; `detail` is
 the end of what git said, without secrets and control characters.
 """
-# ruff: noqa: N818  # the names say what is the case; many of them are no error of ours
+# the names say what is the case; many of them are no error of ours
 
 import errno
 import re
@@ -20,9 +20,7 @@ class GitError(Exception):
 
     cause: str = "git"
     local = False
-    sentence = (
-        "git failed for a reason that is not known here. Read the detail, and try the same on a command line."
-    )
+    sentence = "git failed for a reason that is not known here. Read the detail, and try the same on a command line."
 
     def __init__(self, sentence: str = "", detail: str = "") -> None:
         super().__init__(sentence or self.sentence)
@@ -31,9 +29,7 @@ class GitError(Exception):
 
 class AuthenticationFailed(GitError):
     cause = "authentication"
-    sentence = (
-        "The server refused the credential. Check that it is right, not expired, and may read the repository."
-    )
+    sentence = "The server refused the credential. Check that it is right, not expired, and may read the repository."
 
 
 class AccessRefused(GitError):
@@ -54,9 +50,7 @@ class Refused(GitError):
 
 class NotFound(GitError):
     cause = "not-found"
-    sentence = (
-        "The server has no such repository, or hides it from this credential. Check the URL and the rights."
-    )
+    sentence = "The server has no such repository, or hides it from this credential. Check the URL and the rights."
 
 
 class CommitNotFound(GitError):
@@ -70,16 +64,12 @@ class CommitNotFound(GitError):
 
 class Redirected(GitError):
     cause = "redirect"
-    sentence = (
-        "The server answered with a redirect, which is not followed. Register the repository's new URL."
-    )
+    sentence = "The server answered with a redirect, which is not followed. Register the repository's new URL."
 
 
 class TooManyRequests(GitError):
     cause = "rate-limit"
-    sentence = (
-        "The server asks for fewer requests (429). It is tried again later; use a longer polling interval."
-    )
+    sentence = "The server asks for fewer requests (429). It is tried again later; use a longer polling interval."
 
 
 class ServerFailed(GitError):
@@ -89,16 +79,12 @@ class ServerFailed(GitError):
 
 class NetworkFailed(GitError):
     cause = "network"
-    sentence = (
-        "The connection to the server failed or broke off. Check the name, the port and the network between."
-    )
+    sentence = "The connection to the server failed or broke off. Check the name, the port and the network between."
 
 
 class TlsFailed(GitError):
     cause = "tls"
-    sentence = (
-        "The server's certificate is not trusted. Give the right CA bundle, or have the certificate renewed."
-    )
+    sentence = "The server's certificate is not trusted. Give the right CA bundle, or have the certificate renewed."
 
 
 class HostKeyFailed(GitError):
@@ -127,17 +113,13 @@ class LimitExceeded(GitError):
 
 class BadObjects(GitError):
     cause = "bad-objects"
-    sentence = (
-        "The remote sent objects that git's checks refuse. Run git fsck in the repository and repair it."
-    )
+    sentence = "The remote sent objects that git's checks refuse. Run git fsck in the repository and repair it."
 
 
 class DiskFull(GitError):
     cause = "disk-full"
     local = True
-    sentence = (
-        "There is no space left for mirrors on this worker. Free some, or give MIRROR_DIR a bigger disk."
-    )
+    sentence = "There is no space left for mirrors on this worker. Free some, or give MIRROR_DIR a bigger disk."
 
 
 class DiskRefused(GitError):

@@ -30,9 +30,9 @@ from workers.bundle.select import Limits, list_entries, selection_key
 from workers.bundle.store import BundleStore
 from workers.content import Bundle as BundleContent
 from workers.content import BundleUnavailable
-from workers.fetch.errors import CommitNotFound, GitError, MirrorBusy, MirrorCorrupt
 from workers.fetch.mirror import FetchLimits
 from workers.fetch.mirror import Mirror as MirrorFolder
+from workers.git_errors import CommitNotFound, GitError, MirrorBusy, MirrorCorrupt
 
 log = structlog.get_logger(__name__)
 State = SyncJob.State
@@ -57,7 +57,7 @@ def open_bundle(sha256: str) -> Iterator[BundleContent]:
         raise BundleUnavailable(str(error)) from error
 
 
-class Dropped(Exception):  # noqa: N818 (not a fault: the work is somebody else's now, or nobody's)
+class Dropped(Exception):
     """The job is not to be finished by this run."""
 
 
@@ -236,7 +236,13 @@ def conclude(work: Work, made: Made) -> None:
         else:
             _changed(gitrepo, work.revision, made, now)
         Counter.add({("sync_jobs", "result=" + ("succeeded" if made.sha256 else "unchanged")): 1})
-    log.info("synced", gitrepo=work.gitrepo.name, commit=work.revision.commit, bundle=made.sha256, changed=bool(made.sha256))
+    log.info(
+        "synced",
+        gitrepo=work.gitrepo.name,
+        commit=work.revision.commit,
+        bundle=made.sha256,
+        changed=bool(made.sha256),
+    )
 
 
 def _unchanged(gitrepo: GitRepo, revision: Revision, made: Made, now: datetime) -> None:
@@ -269,7 +275,10 @@ def _keep(gitrepo: GitRepo, revision: Revision, made: Made, outcome: str, now: d
 def fail(job: SyncJob, cause: str, message: str) -> None:
     """The try failed: kept, shown, and tried again after a backoff, unless a newer revision waits already."""
     wait = next_wait_seconds(
-        RETRY_SECONDS, job.failures, cap_seconds=settings.GITREPO_BACKOFF_CAP, jitter=settings.GITREPO_POLLING_JITTER
+        RETRY_SECONDS,
+        job.failures,
+        cap_seconds=settings.GITREPO_BACKOFF_CAP,
+        jitter=settings.GITREPO_POLLING_JITTER,
     )
     with transaction.atomic():
         gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=job.gitrepo_id).first()
@@ -289,9 +298,10 @@ def fail(job: SyncJob, cause: str, message: str) -> None:
 def ask_again(gitrepo_id: int) -> None:
     """The remote no longer gives the commit: what it has now is asked for, and only a newer revision supersedes."""
     with transaction.atomic():
-        remote_id = GitRepo.objects.filter(pk=gitrepo_id).values_list("remote_id", flat=True).first()
-        remote = Remote.objects.select_for_update(of=("self",)).filter(pk=remote_id).first()
-        gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=gitrepo_id, remote=remote, commit="").first()
+        remote = Remote.objects.select_for_update(of=("self",)).filter(gitrepos=gitrepo_id).first()
+        gitrepo = (
+            GitRepo.objects.select_for_update(of=("self",)).filter(pk=gitrepo_id, remote=remote, commit="").first()
+        )
         if remote is not None and gitrepo is not None:
             registration.request(gitrepo, remote)
 

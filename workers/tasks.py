@@ -1,7 +1,6 @@
 """Every Celery task: a doorbell in, one call. What is due is in the database; a task carries nothing."""
 
 from functools import cache
-from typing import Any
 
 from celery import shared_task
 from django.conf import settings
@@ -22,38 +21,34 @@ from workers.poll.session import Session
 CONTROL_BUDGET_SECONDS = 2.0
 
 
-def _limited(queue: str) -> dict[str, Any]:
-    return {"time_limit": hard_limit(queue), "ignore_result": True}
-
-
 @cache
 def _engine() -> Engine:
     """One engine for this process: what it keeps open serves the next session."""
     return PlainEngine()
 
 
-@shared_task(**_limited("control"))
+@shared_task(time_limit=hard_limit("control"), ignore_result=True)
 def tick() -> None:
     ticking.tick()
 
 
-@shared_task(**_limited("control"))
+@shared_task(time_limit=hard_limit("control"), ignore_result=True)
 def adopt() -> None:
     adoption.run_adoptions(budget_seconds=CONTROL_BUDGET_SECONDS, stopping=stopping)
     adoption.run_matching(budget_seconds=CONTROL_BUDGET_SECONDS, stopping=stopping)
 
 
-@shared_task(**_limited("control"))
+@shared_task(time_limit=hard_limit("control"), ignore_result=True)
 def resync() -> None:
     resyncing.resync()
 
 
-@shared_task(**_limited("control"))
+@shared_task(time_limit=hard_limit("control"), ignore_result=True)
 def prune() -> None:
     pruning.prune()
 
 
-@shared_task(**_limited("poll"))
+@shared_task(time_limit=hard_limit("poll"), ignore_result=True)
 def poll() -> None:
     engine = _engine()
     try:
@@ -70,11 +65,11 @@ def poll() -> None:
         raise
 
 
-@shared_task(**_limited("sync"))
+@shared_task(time_limit=hard_limit("sync"), ignore_result=True)
 def sync() -> None:
     syncing.run_session(budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
 
 
-@shared_task(**_limited("deliver"))
+@shared_task(time_limit=hard_limit("deliver"), ignore_result=True)
 def deliver() -> None:
     run_session(syncing.open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)

@@ -16,7 +16,6 @@ from repos.api.parsers import BodyTooLarge
 from repos.clusters import InUse
 
 log = structlog.get_logger(__name__)
-RETRY_AFTER_SECONDS = "1"
 
 
 class Conflict(exceptions.APIException):
@@ -29,6 +28,8 @@ class Busy(exceptions.APIException):
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     default_detail = "The database is busy or away. Nothing was changed; try again in a moment."
     default_code = "busy"
+    # Seconds: REST framework sends it as Retry-After.
+    wait = 1
 
 
 def refusal(error: DjangoValidationError) -> exceptions.ValidationError:
@@ -57,7 +58,4 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
         error = Busy()
     elif isinstance(error, IntegrityError):
         error = Conflict()
-    response = exception_handler(error, context)
-    if isinstance(error, Busy) and response is not None:
-        response["Retry-After"] = RETRY_AFTER_SECONDS
-    return response
+    return exception_handler(error, context)

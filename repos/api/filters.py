@@ -31,7 +31,9 @@ class GitRepoFilter(filters.FilterSet):
     credential = filters.CharFilter(field_name="credential__name", label="The credential's name.", max_length=LONGEST)
     paused = filters.BooleanFilter()
     cluster = filters.CharFilter(
-        method="at_cluster", label="Something is delivered, or to be, to the cluster of this name.", max_length=LONGEST
+        method="at_cluster",
+        label="Something is delivered, or to be, to the cluster of this name.",
+        max_length=LONGEST,
     )
     display_state = filters.ChoiceFilter(
         method="in_state", choices=[(state, state) for state in DISPLAY_STATES], label="The display state."

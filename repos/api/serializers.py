@@ -121,7 +121,9 @@ class Named(StrictSerializer):
 
 class ClusterStatusSerializer(serializers.Serializer[Any]):
     deliveries = serializers.DictField(child=serializers.IntegerField(), help_text="How many are in each state.")
-    matching = serializers.BooleanField(help_text="True until the last change of its labels is matched with all targets.")
+    matching = serializers.BooleanField(
+        help_text="True until the last change of its labels is matched with all targets."
+    )
 
 
 class ClusterSerializer(Named):
@@ -132,7 +134,9 @@ class ClusterSerializer(Named):
     driver = Text(default="directory", max_length=32)
     settings = Settings(default=dict)
     secrets = extend_schema_field(TEXTS)(Texts)(
-        write_only=True, required=False, help_text="The driver's secrets. Written, never read; left out, they stay."
+        write_only=True,
+        required=False,
+        help_text="The driver's secrets. Written, never read; left out, they stay.",
     )
     status = serializers.SerializerMethodField()
 
@@ -162,4 +166,3 @@ class CredentialSerializer(Named):
         help_text="The password, the token or the private key. Written, never read; left out, the stored one stays.",
     )
     known_hosts = Text(default="", allow_blank=True, max_length=65536)
-

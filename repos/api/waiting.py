@@ -56,7 +56,13 @@ def progress(pk: int, number: int | None) -> dict[str, Any]:
     revision = Revision.objects.filter(gitrepo=pk, number=wanted).first()
     if revision is None:
         # Beyond the newest: it is still to come. Below it: it ended long ago, and its row was pruned.
-        return {"ended": wanted <= gitrepo.latest_revision, "revision": wanted, "commit": "", "outcome": "", "records": []}
+        return {
+            "ended": wanted <= gitrepo.latest_revision,
+            "revision": wanted,
+            "commit": "",
+            "outcome": "",
+            "records": [],
+        }
     records = list(DeliveryRecord.objects.filter(revision=revision).select_related("cluster").order_by("cluster__name"))
     ended = revision.outcome != Revision.Outcome.OPEN and all(r.outcome not in DeliveryRecord.OPEN for r in records)
     return {

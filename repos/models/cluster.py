@@ -31,7 +31,9 @@ class Cluster(Leased):
         ordering = ["name"]
         indexes = [
             models.Index(
-                fields=["match_due_at"], name="cluster_match_due", condition=models.Q(match_due_at__isnull=False)
+                fields=["match_due_at"],
+                name="cluster_match_due",
+                condition=models.Q(match_due_at__isnull=False),
             )
         ]
 
@@ -54,5 +56,3 @@ class ClusterGroup(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-

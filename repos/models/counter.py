@@ -18,10 +18,10 @@ class Counter(models.Model):
     def __str__(self) -> str:
         return f"{self.name}{{{self.label}}}"
 
-    @classmethod
-    def add(cls, amounts: Mapping[tuple[str, str], float]) -> None:
+    @staticmethod
+    def add(amounts: Mapping[tuple[str, str], float]) -> None:
         """Add to several counters, in one order for all processes, so that two of them cannot wait for each other."""
         for (name, label), amount in sorted(amounts.items()):
-            if amount and not cls.objects.filter(name=name, label=label).update(value=F("value") + amount):
-                cls.objects.bulk_create([cls(name=name, label=label)], ignore_conflicts=True)
-                cls.objects.filter(name=name, label=label).update(value=F("value") + amount)
+            if amount and not Counter.objects.filter(name=name, label=label).update(value=F("value") + amount):
+                Counter.objects.bulk_create([Counter(name=name, label=label)], ignore_conflicts=True)
+                Counter.objects.filter(name=name, label=label).update(value=F("value") + amount)

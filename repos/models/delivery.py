@@ -48,7 +48,9 @@ class Delivery(Leased):
 
     class Meta:
         verbose_name_plural = "deliveries"
-        constraints = [models.UniqueConstraint(fields=["gitrepo", "cluster"], name="one_delivery_per_gitrepo_and_cluster")]
+        constraints = [
+            models.UniqueConstraint(fields=["gitrepo", "cluster"], name="one_delivery_per_gitrepo_and_cluster")
+        ]
         indexes = [models.Index(fields=["due_at"], name="delivery_due", condition=models.Q(due_at__isnull=False))]
 
     def __str__(self) -> str:
@@ -78,7 +80,9 @@ class DeliveryRecord(models.Model):
     ended_at = models.DateTimeField(null=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["revision", "cluster"], name="one_record_per_revision_and_cluster")]
+        constraints = [
+            models.UniqueConstraint(fields=["revision", "cluster"], name="one_record_per_revision_and_cluster")
+        ]
 
     def __str__(self) -> str:
         return f"{self.revision} at {self.cluster}: {self.outcome}"

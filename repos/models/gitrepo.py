@@ -57,7 +57,11 @@ class GitRepo(models.Model):
     commit = models.CharField(max_length=64, blank=True, default="", validators=[validate_commit])
     paths = models.JSONField(default=list, blank=True, validators=[validate_paths])
     polling_interval = models.CharField(
-        max_length=64, blank=True, default="", validators=[validate_polling_interval], help_text="As in 15s or 1h30m."
+        max_length=64,
+        blank=True,
+        default="",
+        validators=[validate_polling_interval],
+        help_text="As in 15s or 1h30m.",
     )
     disable_polling = models.BooleanField(default=False)
     paused = models.BooleanField(default=False)

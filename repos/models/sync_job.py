@@ -31,9 +31,13 @@ class SyncJob(Leased):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["gitrepo"], condition=Q(state="running"), name="one_running_job_per_gitrepo"),
             models.UniqueConstraint(
-                fields=["gitrepo"], condition=Q(state__in=["pending", "failed"]), name="one_waiting_job_per_gitrepo"
+                fields=["gitrepo"], condition=Q(state="running"), name="one_running_job_per_gitrepo"
+            ),
+            models.UniqueConstraint(
+                fields=["gitrepo"],
+                condition=Q(state__in=["pending", "failed"]),
+                name="one_waiting_job_per_gitrepo",
             ),
         ]
         indexes = [models.Index(fields=["due_at"], name="sync_job_due", condition=Q(due_at__isnull=False))]

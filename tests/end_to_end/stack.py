@@ -4,6 +4,7 @@ Each part runs the command line that production runs. Everything listens on loop
 own, and every process that is started here is ended here, by its process id.
 """
 
+import itertools
 import json
 import os
 import re
@@ -218,7 +219,10 @@ class Stack:
     def stop(self) -> None:
         """End every process that was started, workers before Redis, and drop the database."""
         order = ("web", "beat", "worker", "redis")
-        named = sorted(self.parts.values(), key=lambda p: next((i for i, o in enumerate(order) if p.name.startswith(o)), 2))
+        named = sorted(
+            self.parts.values(),
+            key=lambda p: next((i for i, o in enumerate(order) if p.name.startswith(o)), 2),
+        )
         for part in named:
             part.signal(signal.SIGCONT)
         for part in named:
@@ -244,7 +248,10 @@ class Stack:
             with psycopg.connect(self._admin_url, autocommit=True) as admin:
                 admin.execute(f'CREATE DATABASE "{self.database_name}"')
         base = settings.DATABASES["default"]
-        mine = {**base, "NAME": self.database_name if self.is_postgresql else str(self.data / "fleetsync.sqlite3")}
+        mine = {
+            **base,
+            "NAME": self.database_name if self.is_postgresql else str(self.data / "fleetsync.sqlite3"),
+        }
         mine["TEST"] = {"NAME": None, "MIRROR": None, "CHARSET": None, "COLLATION": None, "MIGRATE": False}
         connections.databases[self.alias] = {**connections.databases["default"], **mine}
 
@@ -270,7 +277,15 @@ class Stack:
         )
         return self.manage("shell", "--verbosity", "0", "--command", script).split()[-1]
 
-    def request(self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, content_type: str = "application/json") -> tuple[int, Any]:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        raw: bytes | None = None,
+        content_type: str = "application/json",
+    ) -> tuple[int, Any]:
         """One request to the web process with the token; status and decoded JSON (or text)."""
         data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
         call = urllib.request.Request(
@@ -346,7 +361,7 @@ class Stack:
 
 def gaps(instants: list[datetime]) -> list[float]:
     """Seconds between each instant and the next."""
-    return [(after - before).total_seconds() for before, after in zip(instants, instants[1:], strict=False)]
+    return [(after - before).total_seconds() for before, after in itertools.pairwise(instants)]
 
 
 @contextmanager

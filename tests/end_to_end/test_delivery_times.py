@@ -28,7 +28,11 @@ def test_p13_all_repositories_get_a_commit_at_the_same_moment(
         stack,
         (
             manifest(
-                f"r{n}", repository.file_url, pollingInterval=f"{interval}s", paths=["deploy"], targets=[{"clusterName": "c"}]
+                f"r{n}",
+                repository.file_url,
+                pollingInterval=f"{interval}s",
+                paths=["deploy"],
+                targets=[{"clusterName": "c"}],
             )
             for n, repository in enumerate(repositories)
         ),

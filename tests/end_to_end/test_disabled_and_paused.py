@@ -15,7 +15,9 @@ def text_at(stack: Stack, cluster: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "shares-its-remote"])
-def test_d1_disabled_polling_syncs_once_ignores_pushes_and_delivers_head_when_forced(stack: Stack, shared: bool) -> None:
+def test_d1_disabled_polling_syncs_once_ignores_pushes_and_delivers_head_when_forced(
+    stack: Stack, shared: bool
+) -> None:
     """rancher/fleet#780."""
     name = f"d1-{'shared' if shared else 'alone'}"
     repository = Repository.make(stack.repositories / f"{name}.git")
@@ -52,7 +54,12 @@ def test_d1_a_forced_sync_delivers_a_head_that_went_back(stack: Stack) -> None:
     first = repository.commit({"deploy/app.yaml": "1\n"})
     stack.add_cluster("d1-back")
     stack.add_gitrepo(
-        "d1-back", repository.file_url, branch="main", paths=["deploy"], disable_polling=True, targets=[{"cluster": "d1-back"}]
+        "d1-back",
+        repository.file_url,
+        branch="main",
+        paths=["deploy"],
+        disable_polling=True,
+        targets=[{"cluster": "d1-back"}],
     )
     stack.wait_delivered("d1-back", first)
     second = repository.commit({"deploy/app.yaml": "2\n"})
@@ -70,14 +77,23 @@ def test_d2_paused_goes_on_observing_and_delivers_the_newest_on_resume(stack: St
     first = repository.commit({"deploy/app.yaml": "1\n"})
     stack.add_cluster("d2")
     stack.add_gitrepo(
-        "d2", repository.file_url, branch="main", paths=["deploy"], polling_interval="1s", targets=[{"cluster": "d2"}]
+        "d2",
+        repository.file_url,
+        branch="main",
+        paths=["deploy"],
+        polling_interval="1s",
+        targets=[{"cluster": "d2"}],
     )
     stack.wait_delivered("d2", first)
     stack.api("POST", "gitrepos/d2/pause/")
 
     for number in (2, 3):
         commit = repository.commit({"deploy/app.yaml": f"{number}\n"})
-        wait_until(f"commit {number} is observed", lambda c=commit: stack.gitrepo("d2")["status"]["observed_commit"] == c, 15)
+        wait_until(
+            f"commit {number} is observed",
+            lambda c=commit: stack.gitrepo("d2")["status"]["observed_commit"] == c,
+            15,
+        )
     time.sleep(3)
     status = stack.gitrepo("d2")["status"]
     assert (status["display_state"], status["commit"]) == ("Paused", first)

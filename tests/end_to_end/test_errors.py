@@ -64,5 +64,9 @@ def test_e5_a_missing_branch_is_the_gitrepos_own_error(stack: Stack) -> None:
     assert (there["last_error"], there["observed_commit"]) == ("", commit)
 
     repository.git("update-ref", "refs/heads/gone", commit)
-    wait_until("it recovers by itself", lambda: stack.gitrepo("e5-missing")["status"]["observed_commit"] == commit, 60)
+    wait_until(
+        "it recovers by itself",
+        lambda: stack.gitrepo("e5-missing")["status"]["observed_commit"] == commit,
+        60,
+    )
     assert stack.gitrepo("e5-missing")["status"]["last_error"] == ""

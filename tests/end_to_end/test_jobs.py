@@ -30,7 +30,12 @@ def delivered(stack: Stack, request: pytest.FixtureRequest) -> tuple[str, Reposi
     commit = repository.commit({"deploy/app.yaml": "1\n", "docs/index.md": "1\n"})
     stack.add_cluster(name)
     stack.add_gitrepo(
-        name, repository.file_url, branch="main", paths=["deploy"], polling_interval="1h", targets=[{"cluster": name}]
+        name,
+        repository.file_url,
+        branch="main",
+        paths=["deploy"],
+        polling_interval="1h",
+        targets=[{"cluster": name}],
     )
     stack.wait_delivered(name, commit)
     return name, repository
@@ -42,7 +47,9 @@ def test_j4_the_first_sync_makes_one_job(stack: Stack, delivered: tuple[str, Rep
     assert jobs(stack, delivered[0]) == [("succeeded", "new head")]
 
 
-def test_j1_a_commit_an_edit_and_a_forced_sync_make_one_job_each(stack: Stack, delivered: tuple[str, Repository]) -> None:
+def test_j1_a_commit_an_edit_and_a_forced_sync_make_one_job_each(
+    stack: Stack, delivered: tuple[str, Repository]
+) -> None:
     name, repository = delivered
     stack.api("PATCH", f"gitrepos/{name}/", {"polling_interval": "1s"})
     second = repository.commit({"deploy/app.yaml": "2\n"})
@@ -74,9 +81,7 @@ def test_j1_two_forced_syncs_in_quick_succession_are_both_handled(
     for _ in range(2):
         stack.api("POST", f"gitrepos/{name}/sync/")
 
-    wait_until(
-        "both are handled", lambda: stack.gitrepo(name)["status"]["observed_force_sync_generation"] == 2, 20
-    )
+    wait_until("both are handled", lambda: stack.gitrepo(name)["status"]["observed_force_sync_generation"] == 2, 20)
     wait_until("no job is open", lambda: all(state == "succeeded" for state, _ in jobs(stack, name)), 20)
     forced = jobs(stack, name)[1:]
     assert len(forced) in (1, 2)
@@ -115,11 +120,20 @@ def test_j6_a_commit_that_changes_nothing_below_the_paths_is_not_delivered(
 ) -> None:
     name, repository = delivered
     stack.api("PATCH", f"gitrepos/{name}/", {"polling_interval": "1s"})
-    sequence = stack.sql("SELECT max(sequence) FROM repos_delivery d JOIN repos_gitrepo g ON g.id = d.gitrepo_id WHERE g.name = %s", name)
+    sequence = stack.sql(
+        "SELECT max(sequence) FROM repos_delivery d JOIN repos_gitrepo g ON g.id = d.gitrepo_id WHERE g.name = %s",
+        name,
+    )
     commit = repository.commit({"docs/index.md": "2\n"})
 
     stack.wait_delivered(name, commit)
-    assert stack.sql("SELECT max(sequence) FROM repos_delivery d JOIN repos_gitrepo g ON g.id = d.gitrepo_id WHERE g.name = %s", name) == sequence
+    assert (
+        stack.sql(
+            "SELECT max(sequence) FROM repos_delivery d JOIN repos_gitrepo g ON g.id = d.gitrepo_id WHERE g.name = %s",
+            name,
+        )
+        == sequence
+    )
     revisions = stack.api("GET", f"gitrepos/{name}/revisions/")["results"]
     assert (revisions[0]["commit"], revisions[0]["outcome"]) == (commit, "unchanged")
 

@@ -126,7 +126,9 @@ def test_p4_a_poll_that_fails_or_cannot_be_written_is_followed_by_the_next(stack
     stack.add_gitrepo("p4", server.url(a_repository(server.root, "p4")), branch="main", polling_interval="1s")
     wait_until("the first poll", lambda: stack.gitrepo("p4")["status"]["last_success_at"], 20)
 
-    server.behaviour = Behaviour(content_type="application/x-git-upload-pack-advertisement", body=b"000Xnonsense", only="p4")
+    server.behaviour = Behaviour(
+        content_type="application/x-git-upload-pack-advertisement", body=b"000Xnonsense", only="p4"
+    )
     wait_until("a failed poll", lambda: stack.gitrepo("p4")["status"]["consecutive_failures"] >= 2, 20)
     server.behaviour = Behaviour()
     wait_until("recovered", lambda: stack.gitrepo("p4")["status"]["consecutive_failures"] == 0, 20)
@@ -171,7 +173,13 @@ def test_p10_a_poll_slower_than_its_interval_is_never_doubled_and_coalesces(
     server.behaviour = Behaviour(delay_seconds=1.0)
     try:
         # Two requests a poll: each takes more than two seconds, twice the interval.
-        stack.add_gitrepo("p10", server.url(a_repository(server.root, "p10")), branch="main", polling_interval="1s", paused=True)
+        stack.add_gitrepo(
+            "p10",
+            server.url(a_repository(server.root, "p10")),
+            branch="main",
+            polling_interval="1s",
+            paused=True,
+        )
         wait_until("eight polls", lambda: len(stack.polls("p10")) >= 8, 60, every=0.5)
     finally:
         server.behaviour = Behaviour()
@@ -223,12 +231,12 @@ def test_p11_a_change_of_interval_url_or_branch_is_polled_at_once(stack: Stack) 
     for change in ({"polling_interval": "2h"}, {"branch": "next"}, {"url": other.file_url}):
         before, at = len(stack.polls("p11-change")), time.time()
         stack.api("PATCH", "gitrepos/p11-change/", change)
-        polls = wait_until(
-            f"polled after {change}", lambda n=before: stack.polls("p11-change")[n:], 20
-        )
+        polls = wait_until(f"polled after {change}", lambda n=before: stack.polls("p11-change")[n:], 20)
         assert polls[0].timestamp() - at <= TICK + SLACK
     wait_until(
-        "the other repository's head", lambda: stack.gitrepo("p11-change")["status"]["observed_commit"] == other.head("next"), 20
+        "the other repository's head",
+        lambda: stack.gitrepo("p11-change")["status"]["observed_commit"] == other.head("next"),
+        20,
     )
 
 
@@ -241,10 +249,13 @@ def test_p14_five_hundred_on_one_remote_make_one_request_an_interval(stack: Stac
     )
     wait_until(
         "all have seen the head",
-        lambda: stack.sql(
-            "SELECT count(*) FROM repos_gitrepo WHERE name LIKE 'p14-%%' AND observed_commit = %s", repository.head()
-        )
-        == [(500,)],
+        lambda: (
+            stack.sql(
+                "SELECT count(*) FROM repos_gitrepo WHERE name LIKE 'p14-%%' AND observed_commit = %s",
+                repository.head(),
+            )
+            == [(500,)]
+        ),
         60,
         every=0.5,
     )
@@ -271,4 +282,6 @@ def test_p15_each_poll_has_one_line_with_repository_commit_lag_and_next_poll(sta
         assert line["commit"] == repository.head()
         assert line["lag_seconds"] >= 0
         assert line["result"] == "ok"
-    assert all(datetime.fromisoformat(line["next_poll_at"]) > datetime.fromisoformat(line["claimed_at"]) for line in lines[:4])
+    assert all(
+        datetime.fromisoformat(line["next_poll_at"]) > datetime.fromisoformat(line["claimed_at"]) for line in lines[:4]
+    )

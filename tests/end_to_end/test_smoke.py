@@ -13,7 +13,12 @@ def test_a_registered_repository_is_delivered_and_so_is_its_next_commit(stack: S
     first = repository.commit({"deploy/app.yaml": b"one\n"})
     folder = stack.add_cluster("smoke")
     stack.add_gitrepo(
-        "smoke", repository.file_url(), branch="main", paths=["deploy"], polling_interval="2s", targets=[{"cluster": "smoke"}]
+        "smoke",
+        repository.file_url(),
+        branch="main",
+        paths=["deploy"],
+        polling_interval="2s",
+        targets=[{"cluster": "smoke"}],
     )
 
     stack.wait_delivered("smoke", first)

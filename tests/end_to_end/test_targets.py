@@ -42,7 +42,12 @@ def test_t1_an_edit_while_the_old_spec_is_at_work_drops_the_old_result(
     server.behaviour = delay
     try:
         stack.add_gitrepo(
-            name, server.url(repository), branch="main", paths=["deploy"], polling_interval="1h", targets=[{"cluster": name}]
+            name,
+            server.url(repository),
+            branch="main",
+            paths=["deploy"],
+            polling_interval="1h",
+            targets=[{"cluster": name}],
         )
         if stage == "polled":
             server.wait_for_request(f"{name}.git/info/refs")
@@ -62,11 +67,14 @@ def test_t1_an_edit_while_the_old_spec_is_at_work_drops_the_old_result(
     stack.wait_delivered(name, expected)
     current = folder / name / "current"
     files = {str(p.relative_to(current)): p.read_text() for p in current.rglob("*.yaml")}
-    assert files == {
-        "branch": {"deploy/app.yaml": "next\n"},
-        "paths": {"other/app.yaml": "other\n"},
-        "url": {"deploy/app.yaml": "elsewhere\n"},
-    }[field]
+    assert (
+        files
+        == {
+            "branch": {"deploy/app.yaml": "next\n"},
+            "paths": {"other/app.yaml": "other\n"},
+            "url": {"deploy/app.yaml": "elsewhere\n"},
+        }[field]
+    )
     # Nothing that belonged to the old spec was ever delivered.
     applied = stack.sql(
         "SELECT r.generation, count(*) FROM repos_deliveryrecord x JOIN repos_revision r ON r.id = x.revision_id "
@@ -130,8 +138,10 @@ def test_t2_match_unmatch_and_match_while_a_worker_is_frozen_ends_with_the_conte
         frozen.signal(signal.SIGCONT)
         wait_until(
             "matched and settled",
-            lambda: stack.gitrepo("frozen")["status"]["ready_clusters"] == "1/1"
-            and stack.sql("SELECT count(*) FROM repos_cluster WHERE match_due_at IS NOT NULL") == [(0,)],
+            lambda: (
+                stack.gitrepo("frozen")["status"]["ready_clusters"] == "1/1"
+                and stack.sql("SELECT count(*) FROM repos_cluster WHERE match_due_at IS NOT NULL") == [(0,)]
+            ),
             40,
         )
         assert len(list((folder / "frozen/current").glob("*.yaml"))) == 300
@@ -155,7 +165,9 @@ def test_t3_deleted_and_registered_again_under_its_name_ends_with_the_new_conten
         stack.add_gitrepo("t3", new.file_url, **spec)
         stack.wait_delivered("t3", commit)
         wait_until(
-            "the old one is gone", lambda: stack.sql("SELECT count(*) FROM repos_gitrepo WHERE deleted_at IS NOT NULL") == [(0,)], 20
+            "the old one is gone",
+            lambda: stack.sql("SELECT count(*) FROM repos_gitrepo WHERE deleted_at IS NOT NULL") == [(0,)],
+            20,
         )
         assert (folder / "t3/current/new.yaml").read_text() == f"{round_}\n"
         assert not (folder / "t3/current/old.yaml").exists()

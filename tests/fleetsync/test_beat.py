@@ -57,9 +57,7 @@ def row() -> PeriodicTask:
     every, _ = IntervalSchedule.objects.get_or_create(
         every=int(INTERVAL * 1_000_000), period=IntervalSchedule.MICROSECONDS
     )
-    row: PeriodicTask = PeriodicTask.objects.create(
-        name="ring", task="tests.ring", interval=every, queue="control"
-    )
+    row: PeriodicTask = PeriodicTask.objects.create(name="ring", task="tests.ring", interval=every, queue="control")
     return row
 
 
@@ -105,9 +103,7 @@ def test_it_rings_at_its_interval(scheduler: beat.Scheduler, server: RedisServer
     assert about(rings(scheduler, server, 1.5), 1.5)
 
 
-@pytest.mark.parametrize(
-    "hours", [-1, 1, -24 * 365, 24 * 365], ids=["hour back", "hour on", "year back", "year on"]
-)
+@pytest.mark.parametrize("hours", [-1, 1, -24 * 365, 24 * 365], ids=["hour back", "hour on", "year back", "year on"])
 def test_a_stepped_clock_neither_stops_it_nor_makes_a_burst(
     scheduler: beat.Scheduler, server: RedisServer, hours: int
 ) -> None:

@@ -71,6 +71,4 @@ def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
 
 @given(st.integers(min_value=0, max_value=int(MAX_SECONDS * 1000)))
 def test_what_it_formats_it_reads_back(milliseconds: int) -> None:
-    assert parse_duration(format_duration(milliseconds / 1000)) == pytest.approx(
-        milliseconds / 1000, abs=1e-4
-    )
+    assert parse_duration(format_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000, abs=1e-4)

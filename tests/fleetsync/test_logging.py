@@ -180,9 +180,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 
 def test_long_values_are_cut(log: Log) -> None:
-    log.structlog.info(
-        "commit", message="m" * 1_000_000, files=list(range(100_000)), deep=[[[[[["x" * 9999]]]]]]
-    )
+    log.structlog.info("commit", message="m" * 1_000_000, files=list(range(100_000)), deep=[[[[[["x" * 9999]]]]]])
     assert len(log.text) < 10_000
 
 

@@ -139,9 +139,7 @@ def test_lines_carry_the_name(start: Callable[..., Run]) -> None:
 
 
 def test_a_child_that_ends_is_started_again_with_backoff(start: Callable[..., Run]) -> None:
-    run = start(
-        """supervisor.add(Child("web", python("import time; print('at', time.monotonic()); exit(3)")))"""
-    )
+    run = start("""supervisor.add(Child("web", python("import time; print('at', time.monotonic()); exit(3)")))""")
     run.says(r"at ", times=3)
     run.says(r"ended with status 3, is started again in 4 s")
     first, second, third = (float(instant) for instant in re.findall(r"at (\S+)", run.text)[:3])

@@ -103,7 +103,8 @@ def test_every_field() -> None:
         ("paths: ['./']", "paths", ["."]),
         ("paths: []", "paths", []),
         (
-            "targets: [{clusterSelector: {matchLabels: null, matchExpressions: [{key: a, operator: Exists, values: null}]}}]",
+            "targets: [{clusterSelector: {matchLabels: null, matchExpressions: "
+            "[{key: a, operator: Exists, values: null}]}}]",
             "targets",
             [{"cluster_selector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}],
         ),
@@ -299,9 +300,7 @@ def test_no_document_at_all_is_said(text: str | bytes) -> None:
     assert messages(text) == ["There is no GitRepo in the text."]
 
 
-BOMB = "a: &a [x, x]\n" + "".join(
-    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
 
 
 @pytest.mark.parametrize(
@@ -436,9 +435,7 @@ def test_any_value_of_a_field_is_read_or_a_validation_error(field: str, value: o
     written = str(value).replace("None", "null").replace("True", "true").replace("False", "false")
     try:
         read_manifests(
-            with_spec("branch: main").replace("branch: main", f"{field}: {written}")
-            if field != "repo"
-            else written
+            with_spec("branch: main").replace("branch: main", f"{field}: {written}") if field != "repo" else written
         )
     except ValidationError as error:
         assert error.messages

@@ -62,11 +62,7 @@ names = st.sampled_from(["a", "b", "c"])
 
 
 @given(names, st.lists(names, min_size=1, max_size=3), st.dictionaries(names, names))
-def test_each_operator_and_its_opposite_split_all_labels(
-    key: str, values: list[str], labels: dict[str, str]
-) -> None:
-    assert matches(expression(key, "In", *values), labels) != matches(
-        expression(key, "NotIn", *values), labels
-    )
+def test_each_operator_and_its_opposite_split_all_labels(key: str, values: list[str], labels: dict[str, str]) -> None:
+    assert matches(expression(key, "In", *values), labels) != matches(expression(key, "NotIn", *values), labels)
     assert matches(expression(key, "Exists"), labels) != matches(expression(key, "DoesNotExist"), labels)
     assert len(OPERATORS) == 4

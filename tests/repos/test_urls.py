@@ -282,9 +282,7 @@ def test_a_public_address_is_allowed(ip: str) -> None:
     assert address_is_allowed(ip)
 
 
-@pytest.mark.parametrize(
-    "ip", ["fe80::1%eth0", "", "h", "127.1", "8.8.8.8/32", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1"]
-)
+@pytest.mark.parametrize("ip", ["fe80::1%eth0", "", "h", "127.1", "8.8.8.8/32", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1"])
 def test_another_is_not(ip: str) -> None:
     assert not address_is_allowed(ip)
 

@@ -414,9 +414,7 @@ def expressions(*found: object) -> dict[str, object]:
         {},
         {"matchLabels": {"env": "prod"}},
         expressions({"key": "a", "operator": "In", "values": ["x", ""]}),
-        expressions(
-            {"key": "a", "operator": "Exists"}, {"key": "a", "operator": "DoesNotExist", "values": []}
-        ),
+        expressions({"key": "a", "operator": "Exists"}, {"key": "a", "operator": "DoesNotExist", "values": []}),
     ],
 )
 def test_a_selector(selector: object) -> None:
@@ -572,9 +570,7 @@ def test_no_ca_bundle(certificate: str, key: ec.EllipticCurvePrivateKey) -> None
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ).decode()
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     cut = certificate.replace("\n", "\n!", 1)
     for text in ("x", " ", "\0", public.decode(), cut, certificate[:-40], "\ud800", certificate + cut):
         assert "PEM certificates" in message(validators.validate_ca_bundle, text)

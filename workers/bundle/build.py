@@ -72,8 +72,7 @@ def _copy(entry: TreeEntry, blob: Blob | None, draft: Draft) -> None:
             raise ContentRefused(
                 "lfs",
                 shown(entry.path),
-                "it is kept in Git LFS, which is not fetched. Store it in Git itself, or select paths "
-                "without it.",
+                "it is kept in Git LFS, which is not fetched. Store it in Git itself, or select paths without it.",
             )
         draft.write(data)
         left = entry.size - len(data)

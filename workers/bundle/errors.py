@@ -1,5 +1,5 @@
 """Why content can't be bundled, or a bundle not be read."""
-# ruff: noqa: N818  # the names say what is the case, as those of the fetching room do
+# the names say what is the case, as those of the fetching room do
 
 import errno
 from collections.abc import Iterator

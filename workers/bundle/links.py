@@ -9,7 +9,7 @@ MAX_TARGET_BYTES = 4096
 MAX_FOLLOWED = 40
 
 
-class LinkFault(Exception):  # noqa: N818  # a finding, not a failure
+class LinkFault(Exception):  # a finding, not a failure
     """Why a link is refused, as the end of a sentence."""
 
 

@@ -157,8 +157,7 @@ class _Walk:
         if self.visited > MAX_VISITED:
             raise LimitExceeded(
                 "BUNDLE_MAX_FILES",
-                f"The paths look at more than {MAX_VISITED} files and folders. Name the folders more "
-                "exactly.",
+                f"The paths look at more than {MAX_VISITED} files and folders. Name the folders more exactly.",
             )
         return items
 
@@ -180,11 +179,7 @@ def _step(states: Iterable[int], parts: Sequence[Part], name: bytes) -> set[int]
             part = parts[state]
             if part is None:
                 after.add(state)
-            elif (
-                part == name
-                if isinstance(part, bytes)
-                else part.match(name.decode("utf-8", "surrogateescape"))
-            ):
+            elif part == name if isinstance(part, bytes) else part.match(name.decode("utf-8", "surrogateescape")):
                 after.add(state + 1)
     return after
 
@@ -226,9 +221,7 @@ def _listed(reader: ObjectReader, selection: Selection, limits: Limits) -> list[
             stack.append(Top(here, item.mode, item.object_id))
         visited += 1 + len(items)
         if visited > MAX_VISITED:
-            raise LimitExceeded(
-                "BUNDLE_MAX_FILES", f"The paths select more than {MAX_VISITED} folders. Name fewer."
-            )
+            raise LimitExceeded("BUNDLE_MAX_FILES", f"The paths select more than {MAX_VISITED} folders. Name fewer.")
     return found
 
 
@@ -260,18 +253,14 @@ def _check_mode(top: Top) -> None:
             "a submodule is not delivered. Select paths without it, or add its files.",
         )
     if top.mode != SYMLINK and top.mode not in FILE_MODES:
-        raise ContentRefused(
-            "mode", shown(top.path), f"the file mode {top.mode:o} is unknown. Add the file again."
-        )
+        raise ContentRefused("mode", shown(top.path), f"the file mode {top.mode:o} is unknown. Add the file again.")
 
 
 def _refuse_on_the_way(mode: int, path: bytes) -> None:
     if mode == SYMLINK:
         raise _link_refused(path, "it stands in the middle of a path; name the folder that it points to")
     if mode == SUBMODULE:
-        raise ContentRefused(
-            "submodule", shown(path), "a submodule is not delivered. Add its files to the repository."
-        )
+        raise ContentRefused("submodule", shown(path), "a submodule is not delivered. Add its files to the repository.")
 
 
 def _check_sizes(sizes: dict[bytes, int], limits: Limits) -> None:

@@ -58,9 +58,7 @@ class StoredBundle:
                     stream = tar.extractfile(member)
                     yield Entry(member.name, member.mode, member.size, ""), cast(BinaryIO, stream)
                 else:
-                    raise BundleCorrupt(
-                        "The bundle has an entry that is neither file nor link. It is made anew."
-                    )
+                    raise BundleCorrupt("The bundle has an entry that is neither file nor link. It is made anew.")
 
 
 class BundleStore:

@@ -74,7 +74,10 @@ def _close_record(delivery: Delivery, now: datetime) -> None:
 def failed(delivery: Delivery, cause: str, message: str) -> bool:
     """The try failed: shown, kept, and tried again after a backoff."""
     wait = next_wait_seconds(
-        RETRY_SECONDS, delivery.failures, cap_seconds=settings.GITREPO_BACKOFF_CAP, jitter=settings.GITREPO_POLLING_JITTER
+        RETRY_SECONDS,
+        delivery.failures,
+        cap_seconds=settings.GITREPO_BACKOFF_CAP,
+        jitter=settings.GITREPO_POLLING_JITTER,
     )
     with transaction.atomic():
         now = database_now()
@@ -173,5 +176,3 @@ def _lost(delivery: Delivery) -> bool:
     log.warning("a late result was dropped", delivery=delivery.pk, sequence=delivery.sequence)
     Counter.add({("fenced_writes", "stage=deliver"): 1})
     return False
-
-

@@ -37,9 +37,7 @@ from workers.git_errors import (
     error_from_os,
 )
 
-os.environ.setdefault(
-    "GIT_PYTHON_REFRESH", "quiet"
-)  # a missing git is an error of the call, not of the import
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # a missing git is an error of the call, not of the import
 from git.cmd import Git
 from git.exc import GitCommandNotFound
 
@@ -82,7 +80,7 @@ class GitCall:
     max_file_bytes: int = 0
 
 
-class GitFailed(Exception):  # noqa: N818  # a failed exit, before anybody knows what it means
+class GitFailed(Exception):  # a failed exit, before anybody knows what it means
     """git ended with `status`; negative is a signal. `error` is what its standard error says."""
 
     def __init__(self, status: int, stderr: bytes, error: GitError) -> None:
@@ -161,9 +159,7 @@ class Child:
         if watch:
             watch()
         # git works round a damaged pack where it can, ends well, and would stumble over it for ever.
-        if self._status() != 0 or isinstance(
-            error_from(bytes(self._stderr), self._call.clean), MirrorCorrupt
-        ):
+        if self._status() != 0 or isinstance(error_from(bytes(self._stderr), self._call.clean), MirrorCorrupt):
             raise self.failure()
         return bytes(self._buffer)
 

@@ -177,7 +177,5 @@ def _header(source: Child, object_id: str, kind: bytes) -> int:
     """The size from cat-file's `<id> <type> <size>`."""
     words = source.read_line().split(b" ")
     if len(words) != 3 or words[1] != kind:
-        raise MirrorCorrupt(
-            f"The mirror has no {kind.decode()} {object_id}, which its tree names. It is fetched anew."
-        )
+        raise MirrorCorrupt(f"The mirror has no {kind.decode()} {object_id}, which its tree names. It is fetched anew.")
     return int(words[2])

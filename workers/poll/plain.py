@@ -13,7 +13,7 @@ from contextlib import suppress
 import structlog
 
 from workers.git_environment import AccessError, git_environment
-from workers.fetch.errors import cleaner, error_from
+from workers.git_errors import cleaner, error_from
 from workers.poll.engine import PollError, PollRequest, PollResult
 
 log = structlog.get_logger(__name__)
@@ -69,7 +69,8 @@ async def _ask(request: PollRequest) -> PollResult:
         return failed(error.cause, str(error))
     except TimeoutError:
         return failed(
-            "timeout", f"the server did not answer within {request.timeout_seconds:g} s: check it, or raise GIT_TIMEOUT"
+            "timeout",
+            f"the server did not answer within {request.timeout_seconds:g} s: check it, or raise GIT_TIMEOUT",
         )
     except OSError as error:
         return failed("git-missing", f"git could not be started: {error.strerror}")

@@ -133,9 +133,7 @@ def _store(findings: Sequence[Finding]) -> int:
         _be_patient(findings, now)
         returning = _store_moved(findings)
         rows = [(f.claimed.remote, _columns(f, now, f.claimed.remote.pk in returning)) for f in findings]
-        mine = finish_many(
-            rows, expressions={"next_poll_at": NEXT_POLL_AT, "wait_seconds": WAIT_SECONDS}, extra=EXTRA
-        )
+        mine = finish_many(rows, expressions={"next_poll_at": NEXT_POLL_AT, "wait_seconds": WAIT_SECONDS}, extra=EXTRA)
         concerned = [f.claimed.remote.pk for f in findings if f.claimed.remote.pk in mine and _concerns_followers(f)]
         if concerned:
             adoptions = Adoption.objects.filter(remote__in=concerned)
@@ -177,10 +175,14 @@ def _be_patient(findings: Sequence[Finding], now: datetime) -> None:
             continue
         seconds = min(error.retry_after_seconds or PATIENCE_SECONDS, LONGEST_PATIENCE_SECONDS)
         until = now + timedelta(seconds=seconds)
-        key = {"host_id": remote.host_id, "credential_key": remote.credential_id or 0}
-        HostNotBefore.objects.update_or_create(**key, defaults={"until": until})
+        HostNotBefore.objects.update_or_create(
+            host_id=remote.host_id, credential_key=remote.credential_id or 0, defaults={"until": until}
+        )
         Remote.objects.filter(
-            host=remote.host_id, credential=remote.credential_id, next_poll_at__lt=until, lease_until__isnull=True
+            host=remote.host_id,
+            credential=remote.credential_id,
+            next_poll_at__lt=until,
+            lease_until__isnull=True,
         ).update(next_poll_at=until, wait_seconds=seconds)
 
 

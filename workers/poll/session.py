@@ -68,7 +68,9 @@ class Session:
         try:
             access = access_of(claimed.remote)
         except SecretUnreadable as error:
-            self.answers.append((claimed, PollResult(claimed.remote.pk, 0.0, error=PollError("credential", str(error)))))
+            self.answers.append(
+                (claimed, PollResult(claimed.remote.pk, 0.0, error=PollError("credential", str(error))))
+            )
             return
         self.claimed[claimed.remote.pk] = claimed
         self.engine.start(

@@ -10,9 +10,7 @@ from fleetsync import demo
 
 
 class Command(BaseCommand):
-    help = (
-        "Waits until the web process is ready, prints how to reach it, and follows two commits to a cluster."
-    )
+    help = "Waits until the web process is ready, prints how to reach it, and follows two commits to a cluster."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(

@@ -30,9 +30,7 @@ class Command(BaseCommand):
     help = "Starts Redis, migrates, starts web, beat and workers, and shows a demo; until Ctrl-C or SIGTERM."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--no-demo", action="store_true", help="do not make and follow the demo repository"
-        )
+        parser.add_argument("--no-demo", action="store_true", help="do not make and follow the demo repository")
         parser.add_argument(
             "--with-parent", action="store_true", help="stop when the process that started this one ends"
         )

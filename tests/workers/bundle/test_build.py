@@ -93,9 +93,7 @@ def test_two_mirrors_make_the_same_bytes(
         mirror = Mirror(tmp_path / "mirrors" / name)
         for revision in wanted:
             sha = source.git("rev-parse", revision)
-            mirror.fetch(
-                RemoteAccess(source.file_url), sha, "1", deadline_seconds=20, run_folder=tmp_path / "run"
-            )
+            mirror.fetch(RemoteAccess(source.file_url), sha, "1", deadline_seconds=20, run_folder=tmp_path / "run")
         mirror.maintain(deadline_seconds=20)
         with mirror.reader(deadline_seconds=20) as reader:
             selection = selection_key(reader, sha, ["deploy"])
@@ -107,9 +105,7 @@ def test_the_bytes_are_those_that_they_have_always_been(
     repository: Repository, bundled: Bundled, store: BundleStore
 ) -> None:
     """A change here makes every deployed bundle new: then raise OPTIONS_VERSION too."""
-    built = bundled(
-        repository.commit({"deploy/app.yaml": "kind: ConfigMap\n", "run": Script(b"x"), "l": Link("run")})
-    )
+    built = bundled(repository.commit({"deploy/app.yaml": "kind: ConfigMap\n", "run": Script(b"x"), "l": Link("run")}))
     assert built.sha256 == "fd29e3c6982e3f059009276b51173814f60fbcddf4009f2dbec237372e4503ed"
 
 
@@ -121,9 +117,7 @@ def test_plain_tar_reads_it(repository: Repository, bundled: Bundled, store: Bun
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
 
 
-def test_the_same_content_twice_is_one_bundle(
-    repository: Repository, bundled: Bundled, store: BundleStore
-) -> None:
+def test_the_same_content_twice_is_one_bundle(repository: Repository, bundled: Bundled, store: BundleStore) -> None:
     first = bundled(repository.commit({"deploy/a": "x"}), ["deploy"])
     second = bundled(repository.commit({"other": "y"}), ["deploy"])
     assert first == second
@@ -157,9 +151,7 @@ class TestRefusals:
         self, repository: Repository, bundled: Bundled, reader: GitObjectReader
     ) -> None:
         pointer = "version https://git-lfs.github.com/spec/v1\n"
-        commit = repository.commit(
-            {"d/a": pointer, **{f"d/{n}": b"x" * 100_000 for n in range(20)}, "e/f": "x"}
-        )
+        commit = repository.commit({"d/a": pointer, **{f"d/{n}": b"x" * 100_000 for n in range(20)}, "e/f": "x"})
         with pytest.raises(ContentRefused):
             bundled(commit, ["d"])
         assert bundled(commit, ["e"]).files == 1

@@ -36,9 +36,7 @@ def test_git_in_disguise(name: str) -> None:
     assert is_dot_git(name)
 
 
-@pytest.mark.parametrize(
-    "name", [".gitignore", ".github", "git", "x.git", ".gitmodules", ".gi", "git~2", "..git"]
-)
+@pytest.mark.parametrize("name", [".gitignore", ".github", "git", "x.git", ".gitmodules", ".gi", "git~2", "..git"])
 def test_not_git(name: str) -> None:
     assert not is_dot_git(name)
 

@@ -83,9 +83,7 @@ class TestPaths:
             "a/../deploy",
         ],
     )
-    def test_a_path_that_matches_nothing_is_named(
-        self, path: str, commit: str, reader: GitObjectReader
-    ) -> None:
+    def test_a_path_that_matches_nothing_is_named(self, path: str, commit: str, reader: GitObjectReader) -> None:
         with pytest.raises(NoMatch) as caught:
             selection_key(reader, commit, ["deploy", path])
         assert path in str(caught.value)
@@ -114,17 +112,13 @@ class TestKey:
         assert key(reader, commit) != key(reader, later)
         assert key(reader, commit, "apps/**/prod") != key(reader, later, "apps/**/prod")
 
-    def test_it_returns_with_the_content(
-        self, repository: Repository, reader: GitObjectReader, commit: str
-    ) -> None:
+    def test_it_returns_with_the_content(self, repository: Repository, reader: GitObjectReader, commit: str) -> None:
         changed = repository.commit({"deploy/app.yaml": "b"})
         back = repository.commit({"deploy/app.yaml": "a"})
         assert key(reader, commit, "deploy") == key(reader, back, "deploy") != key(reader, changed, "deploy")
 
     def test_the_order_of_paths_and_doubles_do_not_matter(self, reader: GitObjectReader, commit: str) -> None:
-        assert key(reader, commit, "deploy", "a") == key(
-            reader, commit, "a", "./deploy/", "deploy/base", "deploy"
-        )
+        assert key(reader, commit, "deploy", "a") == key(reader, commit, "a", "./deploy/", "deploy/base", "deploy")
 
     def test_a_mode_matters(self, repository: Repository, reader: GitObjectReader) -> None:
         plain = repository.commit({"run": "x"})
@@ -193,9 +187,7 @@ class TestEntries:
         ids=ascii,
     )  # fmt: skip
     @pytest.mark.parametrize("kind", ["file", "folder"])
-    def test_evil_names_are_refused(
-        self, name: bytes, kind: str, repository: Repository, listed: Listed
-    ) -> None:
+    def test_evil_names_are_refused(self, name: bytes, kind: str, repository: Repository, listed: Listed) -> None:
         blob = repository.blob(b"x")
         below = repository.raw_tree(("100644", b"config", blob))
         item = ("100644", name, blob) if kind == "file" else ("40000", name, below)
@@ -216,9 +208,7 @@ class TestEntries:
     @pytest.mark.parametrize(
         "kinds", [("100644", "100644"), ("100644", "40000"), ("120000", "40000"), ("40000", "40000")]
     )
-    def test_a_name_twice_is_refused(
-        self, kinds: tuple[str, str], repository: Repository, listed: Listed
-    ) -> None:
+    def test_a_name_twice_is_refused(self, kinds: tuple[str, str], repository: Repository, listed: Listed) -> None:
         blob = repository.blob(b"x")
         ids = {"100644": blob, "120000": blob, "40000": repository.raw_tree(("100644", b"f", blob))}
         tree = repository.raw_tree(*((kind, b"a", ids[kind]) for kind in kinds))
@@ -233,9 +223,7 @@ class TestEntries:
             listed(commit)
 
     @pytest.mark.parametrize("paths", [[], ["vendor"], ["vendor/lib"], ["vendor/*"], ["vendor/lib/deep"]])
-    def test_a_submodule_is_refused_by_name(
-        self, paths: list[str], repository: Repository, listed: Listed
-    ) -> None:
+    def test_a_submodule_is_refused_by_name(self, paths: list[str], repository: Repository, listed: Listed) -> None:
         commit = repository.commit({"deploy/x": "x", "vendor/lib": Submodule("1" * 40)})
         with pytest.raises(ContentRefused, match="vendor/lib: a submodule") as caught:
             listed(commit, paths)
@@ -290,15 +278,11 @@ class TestLinks:
             ("d/l", "s"),
         ],
     )
-    def test_good_ones_are_kept(
-        self, where: str, target: str, repository: Repository, listed: Listed
-    ) -> None:
+    def test_good_ones_are_kept(self, where: str, target: str, repository: Repository, listed: Listed) -> None:
         commit = repository.commit({"d/f": "x", "d/e/g": "y", "d/s": Link("e"), where: Link(target)})
         assert (where, target) in [(entry.path, entry.link_target) for entry in listed(commit)]
 
-    def test_a_target_outside_of_the_selection_is_refused(
-        self, repository: Repository, listed: Listed
-    ) -> None:
+    def test_a_target_outside_of_the_selection_is_refused(self, repository: Repository, listed: Listed) -> None:
         commit = repository.commit({"deploy/l": Link("../base/f"), "base/f": "x"})
         with pytest.raises(ContentRefused, match="not among the selected paths"):
             listed(commit, ["deploy"])
@@ -306,9 +290,7 @@ class TestLinks:
 
     def test_a_link_in_the_middle_of_a_path_is_refused(self, repository: Repository, listed: Listed) -> None:
         commit = repository.commit({"real/sub/f": "x", "alias": Link("real")})
-        with pytest.raises(
-            ContentRefused, match="alias: symlink leaves the repository: it stands in the middle"
-        ):
+        with pytest.raises(ContentRefused, match="alias: symlink leaves the repository: it stands in the middle"):
             listed(commit, ["alias/sub"])
 
     def test_a_long_chain_of_links_ends(self, repository: Repository, listed: Listed) -> None:

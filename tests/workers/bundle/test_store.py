@@ -147,9 +147,7 @@ class TestDisk:
     def test_a_real_full_disk_leaves_nothing(self, tmp_path: Path) -> None:
         folder = tmp_path / "small"
         folder.mkdir()
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True
-        )
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True)
         if mounted.returncode:
             pytest.skip("mounting needs rights that this user lacks")
         try:

@@ -50,9 +50,7 @@ class RawBundle(MemoryBundle):
         self._entries = list(entries)
 
 
-def target(
-    path: Path, *, uuid: str = UUID, created: float = 1000.0, name: str = "shop", **settings: Any
-) -> Target:
+def target(path: Path, *, uuid: str = UUID, created: float = 1000.0, name: str = "shop", **settings: Any) -> Target:
     return Target(
         gitrepo_uuid=uuid,
         gitrepo_name=name,

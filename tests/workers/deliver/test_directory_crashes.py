@@ -124,9 +124,7 @@ def test_killed_at_any_step_it_has_the_old_or_the_new_and_heals(tmp_path: Path, 
 
 def test_of_many_appliers_the_highest_order_ends_there(tmp_path: Path) -> None:
     orders = [Order(epoch, sequence) for epoch in (0, 1) for sequence in range(1, 13)]
-    bundles = {
-        order: MemoryBundle({"who": repr(order).encode(), "pad": os.urandom(2000)}) for order in orders
-    }
+    bundles = {order: MemoryBundle({"who": repr(order).encode(), "pad": os.urandom(2000)}) for order in orders}
     random.Random(7).shuffle(orders)
 
     def work(mine: list[Order]) -> None:

@@ -26,9 +26,7 @@ from workers.deliver.drivers.base import Applied, DriverError, Order, Plan, Targ
 from workers.deliver.drivers.directory import DirectoryDriver
 from workers.deliver.drivers.directory_place import _disk_errors
 
-A = MemoryBundle(
-    {"app.yaml": b"a: 1\n", "same": b"same", "run": ("exec", "#!"), "d/e/f": b"x", "l": ("link", "d/e")}
-)
+A = MemoryBundle({"app.yaml": b"a: 1\n", "same": b"same", "run": ("exec", "#!"), "d/e/f": b"x", "l": ("link", "d/e")})
 B = MemoryBundle({"app.yaml": b"a: 2\n", "same": b"same", "new/file": b"new"})
 driver = DirectoryDriver()
 
@@ -87,9 +85,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
 
     for item in (tmp_path / "x").rglob("*"):
         if item.suffix != ".lock" and not item.is_symlink():
-            assert item.stat().st_mode & 0o777 == (0o755 if item.is_dir() or item.name == "run" else 0o644), (
-                item
-            )
+            assert item.stat().st_mode & 0o777 == (0o755 if item.is_dir() or item.name == "run" else 0o644), item
 
 
 # (asked for, what, outcome) at a target that has (1, 5) with A, or after a removal at (1, 5)
@@ -108,9 +104,7 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("order", "bundle", "outcome"), [row[1:] for row in ORDERS], ids=[row[0] for row in ORDERS]
-)
+@pytest.mark.parametrize(("order", "bundle", "outcome"), [row[1:] for row in ORDERS], ids=[row[0] for row in ORDERS])
 def test_the_target_compares_orders(
     tmp_path: Path, order: tuple[int, int], bundle: MemoryBundle | None, outcome: str
 ) -> None:
@@ -354,9 +348,7 @@ def test_settings_written_past_the_door_are_refused(tmp_path: Path, settings: di
     assert refusal.value.cause == "settings"
 
 
-@pytest.mark.parametrize(
-    "options", [{"uuid": "../../etc"}, {"name": ".."}, {"name": "a/b"}, {"name": ".fleetsync"}]
-)
+@pytest.mark.parametrize("options", [{"uuid": "../../etc"}, {"name": ".."}, {"name": "a/b"}, {"name": ".fleetsync"}])
 def test_names_that_are_paths_are_refused(tmp_path: Path, options: dict[str, str]) -> None:
     with pytest.raises(DriverError, match="can't name a folder"):
         apply(tmp_path, A, 0, 1, **options)
@@ -380,9 +372,7 @@ def test_no_time_left_leaves_the_old_content(tmp_path: Path) -> None:
     [(2000, MemoryBundle({"a": b"1", "big": bytes(5000)})), (100, B)],
     ids=["file", "state"],
 )
-def test_a_disk_that_refuses_leaves_nothing_partial(
-    tmp_path: Path, limit_bytes: int, bundle: MemoryBundle
-) -> None:
+def test_a_disk_that_refuses_leaves_nothing_partial(tmp_path: Path, limit_bytes: int, bundle: MemoryBundle) -> None:
     apply(tmp_path, A, 0, 1)
 
     def work() -> None:

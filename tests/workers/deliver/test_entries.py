@@ -67,9 +67,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("entries", REFUSED.values(), ids=REFUSED)
-def test_it_refuses_an_evil_entry_and_keeps_what_was_there(
-    tmp_path: Path, entries: list[tuple[Entry, bytes]]
-) -> None:
+def test_it_refuses_an_evil_entry_and_keeps_what_was_there(tmp_path: Path, entries: list[tuple[Entry, bytes]]) -> None:
     driver, path = DirectoryDriver(), tmp_path / "in" / "target"
     good = MemoryBundle({"a": b"good"})
     driver.apply(target(path), good, Order(0, 1), deadline=DEADLINE)

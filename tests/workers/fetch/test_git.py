@@ -46,10 +46,7 @@ def test_it_answers_the_output(call_for: MakeCall, repository: Repository) -> No
 
 def test_it_feeds_standard_input(call_for: MakeCall, repository: Repository) -> None:
     blob = repository.blob(b"hello")
-    assert (
-        run(call_for(), "cat-file", "--batch", stdin=blob.encode() + b"\n")
-        == f"{blob} blob 5\nhello\n".encode()
-    )
+    assert run(call_for(), "cat-file", "--batch", stdin=blob.encode() + b"\n") == f"{blob} blob 5\nhello\n".encode()
 
 
 def test_a_failure_carries_status_and_words(call_for: MakeCall) -> None:
@@ -152,8 +149,7 @@ def test_threads_may_run_several_at_once(call_for: MakeCall, repository: Reposit
     commit = repository.commit({"a": "x"}).encode() + b"\n"
     found: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: found.append(run(call_for(), "rev-parse", "refs/heads/main")))
-        for _ in range(8)
+        threading.Thread(target=lambda: found.append(run(call_for(), "rev-parse", "refs/heads/main"))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()

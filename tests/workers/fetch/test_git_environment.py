@@ -87,9 +87,7 @@ def test_no_other_scheme_is(url: str, run_folder: Path) -> None:
         (RemoteAccess("https://h/x\ny"), "url"),
     ],
 )
-def test_a_contradiction_is_refused_before_git_starts(
-    access: RemoteAccess, cause: str, run_folder: Path
-) -> None:
+def test_a_contradiction_is_refused_before_git_starts(access: RemoteAccess, cause: str, run_folder: Path) -> None:
     with pytest.raises(AccessError) as caught, git_environment(access, run_folder):
         pass
     assert caught.value.cause == cause

@@ -57,9 +57,7 @@ def test_the_credential_is_sent(kind: str, root: Path, repository: Repository, f
         assert all(request.authorization.startswith("Basic ") for request in server.log)
 
 
-def test_a_wrong_credential_is_refused_and_not_shown(
-    root: Path, repository: Repository, fetch: Fetch
-) -> None:
+def test_a_wrong_credential_is_refused_and_not_shown(root: Path, repository: Repository, fetch: Fetch) -> None:
     commit = repository.commit({"a": "x"})
     with git_server(root, username="git", password="right") as server, pytest.raises(GitError) as caught:
         fetch(RemoteAccess(server.url(repository), "token", "", CANARY), commit)

@@ -30,9 +30,7 @@ def held(mirror: Mirror) -> dict[str, str]:
     return mirror.refs()
 
 
-def test_it_fetches_a_commit_by_its_id(
-    repository: Repository, server: GitServer, mirror: Mirror, fetch: Fetch
-) -> None:
+def test_it_fetches_a_commit_by_its_id(repository: Repository, server: GitServer, mirror: Mirror, fetch: Fetch) -> None:
     commit = repository.commit({"deploy/app.yaml": "a"})
     later = repository.commit({"deploy/app.yaml": "b"})
 
@@ -81,9 +79,7 @@ def test_it_keeps_no_history(repository: Repository, server: GitServer, mirror: 
         reader.root_tree(old)
 
 
-def test_it_follows_a_forced_push(
-    repository: Repository, server: GitServer, mirror: Mirror, fetch: Fetch
-) -> None:
+def test_it_follows_a_forced_push(repository: Repository, server: GitServer, mirror: Mirror, fetch: Fetch) -> None:
     base = repository.commit({"a": "1"})
     fetch(server.url(repository), repository.commit({"a": "2"}))
     forced = repository.commit({"a": "3"}, parent=base)
@@ -157,26 +153,20 @@ def test_a_repository_that_is_not_there(root: Path, server: GitServer, fetch: Fe
         fetch(f"file://{root}/none.git", ABSENT)
 
 
-@pytest.mark.parametrize(
-    "commit", ["", "main", "-x", "1" * 39, "1" * 41, "A" * 40, "--upload-pack=x", "1" * 40 + "\n"]
-)
+@pytest.mark.parametrize("commit", ["", "main", "-x", "1" * 39, "1" * 41, "A" * 40, "--upload-pack=x", "1" * 40 + "\n"])
 def test_only_a_commit_id_is_a_commit(fetch: Fetch, commit: str) -> None:
     with pytest.raises(ValueError, match="not a commit id"):
         fetch("https://127.0.0.1/x", commit)
 
 
-@pytest.mark.parametrize(
-    "ref", ["", "../x", "a b", "a.lock", "-/../x", "/a", "a/", "a//b", "x:y", "x" * 101, "a\n"]
-)
+@pytest.mark.parametrize("ref", ["", "../x", "a b", "a.lock", "-/../x", "/a", "a/", "a//b", "x:y", "x" * 101, "a\n"])
 def test_only_a_name_of_ours_is_a_ref(fetch: Fetch, ref: str) -> None:
     with pytest.raises(ValueError, match="not a name for a ref"):
         fetch("https://127.0.0.1/x", ABSENT, ref)
 
 
 class TestLocks:
-    def test_a_busy_mirror_says_so_at_once(
-        self, repository: Repository, mirror: Mirror, fetch: Fetch
-    ) -> None:
+    def test_a_busy_mirror_says_so_at_once(self, repository: Repository, mirror: Mirror, fetch: Fetch) -> None:
         commit = repository.commit({"a": "x"})
         fetch(repository.file_url, commit)
 
@@ -200,9 +190,7 @@ class TestLocks:
             with pytest.raises(MirrorBusy), mirror.reader(deadline_seconds=5):
                 pass
 
-    def test_the_lock_lies_outside_of_the_mirror(
-        self, repository: Repository, mirror: Mirror, fetch: Fetch
-    ) -> None:
+    def test_the_lock_lies_outside_of_the_mirror(self, repository: Repository, mirror: Mirror, fetch: Fetch) -> None:
         fetch(repository.file_url, repository.commit({"a": "x"}))
         assert mirror.lock_file.exists()
         assert mirror.folder not in mirror.lock_file.parents
@@ -230,9 +218,7 @@ class TestLeftovers:
         "objects/ab/tmp_obj_XyZ",
     )
 
-    def test_they_are_removed_by_the_next_fetch(
-        self, repository: Repository, mirror: Mirror, fetch: Fetch
-    ) -> None:
+    def test_they_are_removed_by_the_next_fetch(self, repository: Repository, mirror: Mirror, fetch: Fetch) -> None:
         fetch(repository.file_url, repository.commit({"a": "x"}))
         for name in self.LEFT:
             (mirror.folder / name).parent.mkdir(exist_ok=True)
@@ -374,14 +360,10 @@ class TestHostileObjects:
         assert mirror.refs() == {}
         assert names_below(mirror.folder, "tmp_*", "*.pack") == []
 
-    def test_old_slips_of_the_pen_are_let_through(
-        self, repository: Repository, mirror: Mirror, fetch: Fetch
-    ) -> None:
+    def test_old_slips_of_the_pen_are_let_through(self, repository: Repository, mirror: Mirror, fetch: Fetch) -> None:
         tree = repository.raw_tree(("0100644", b"a", repository.blob(b"x")))
         text = f"tree {tree}\nauthor A <a@b.c> 1 +051800\ncommitter A <a@b.c> 1 +0000\n\nold\n"
-        commit = repository.git(
-            "hash-object", "-t", "commit", "-w", "--stdin", "--literally", stdin=text.encode()
-        )
+        commit = repository.git("hash-object", "-t", "commit", "-w", "--stdin", "--literally", stdin=text.encode())
         repository.git("update-ref", "refs/heads/main", commit)
 
         fetch(repository.file_url, commit)
@@ -404,9 +386,7 @@ class TestLimits:
         assert mirror.refs() == {}
         fetch(server.url(repository), commit, max_bytes=4_000_000)
 
-    def test_many_small_files_are_counted_together(
-        self, repository: Repository, mirror: Mirror, fetch: Fetch
-    ) -> None:
+    def test_many_small_files_are_counted_together(self, repository: Repository, mirror: Mirror, fetch: Fetch) -> None:
         commit = repository.commit({f"{n}": os.urandom(10_000) for n in range(100)})
         with pytest.raises(LimitExceeded):
             fetch(repository.file_url, commit, max_bytes=500_000)
@@ -455,7 +435,5 @@ def test_a_disk_that_can_not_be_written(tmp_path: Path, repository: Repository) 
     (tmp_path / "file").write_text("in the way")
     mirror = Mirror(tmp_path / "file" / "1")
     with pytest.raises(GitError) as caught:
-        mirror.fetch(
-            RemoteAccess(repository.file_url), ABSENT, "1", deadline_seconds=5, run_folder=tmp_path / "run"
-        )
+        mirror.fetch(RemoteAccess(repository.file_url), ABSENT, "1", deadline_seconds=5, run_folder=tmp_path / "run")
     assert caught.value.cause == "disk"

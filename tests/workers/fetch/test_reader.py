@@ -81,9 +81,7 @@ def test_reading_has_a_deadline(mirror: Mirror, commit: str) -> None:
         reader.root_tree(commit)
 
 
-@pytest.mark.parametrize(
-    "data", [b"100644", b"100644 a", b"100644 a\0short", b"x a\0" + bytes(20), b" \0" + bytes(20)]
-)
+@pytest.mark.parametrize("data", [b"100644", b"100644 a", b"100644 a\0short", b"x a\0" + bytes(20), b" \0" + bytes(20)])
 def test_a_tree_that_is_no_tree(data: bytes) -> None:
     with pytest.raises(MirrorCorrupt):
         parse_tree(data, 20)

@@ -18,7 +18,6 @@ def driver_for(name: str) -> Driver:
     if maker is None:
         raise DriverError(
             "driver_unknown",
-            f"There is no driver named {name[:100]!a}; "
-            f"set the cluster's driver to one of: {', '.join(_MAKERS)}.",
+            f"There is no driver named {name[:100]!a}; set the cluster's driver to one of: {', '.join(_MAKERS)}.",
         )
     return maker()

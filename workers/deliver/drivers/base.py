@@ -74,7 +74,7 @@ class DriverError(Exception):
         self.cause = cause
 
 
-class TargetAhead(DriverError):  # noqa: N818
+class TargetAhead(DriverError):
     """The target has a newer order, or the same one with something else; nothing was changed."""
 
     def __init__(self, order: Order, message: str) -> None:

@@ -49,9 +49,7 @@ def read_settings(target: Target) -> tuple[str, int]:
     if type(keep) is not int or keep < 1:
         raise DriverError("settings", f"{where} keep_releases must be a number from 1 on; edit the cluster.")
     if not _UUID.fullmatch(target.gitrepo_uuid) or not NAME.fullmatch(target.gitrepo_name):
-        raise DriverError(
-            "settings", f"Cluster {target.cluster}: the GitRepo's name or UUID can't name a folder."
-        )
+        raise DriverError("settings", f"Cluster {target.cluster}: the GitRepo's name or UUID can't name a folder.")
     return path, keep
 
 
@@ -72,9 +70,7 @@ def open_place(target: Target, clock: Deadline, below: str = "") -> Iterator["Pl
 
 
 @contextmanager
-def find_place(
-    target: Target, clock: Deadline, below: str = "", *, lock: bool = True
-) -> Iterator["Place | None"]:
+def find_place(target: Target, clock: Deadline, below: str = "", *, lock: bool = True) -> Iterator["Place | None"]:
     """The same for reading: None if nothing was ever delivered there, and no folder is made."""
     path, keep = read_settings(target)
     with _disk_errors(target, path), ExitStack() as stack:
@@ -180,9 +176,7 @@ class Place:
                 os.close(fd)
 
     def releases_of(self, sha256: str) -> list[str]:
-        return sorted(
-            name for name in names(self.releases) if RELEASE.fullmatch(name) and bundle_of(name) == sha256
-        )
+        return sorted(name for name in names(self.releases) if RELEASE.fullmatch(name) and bundle_of(name) == sha256)
 
     @contextmanager
     def new_release(self, sha256: str) -> Iterator[tuple[str, int]]:
@@ -298,9 +292,7 @@ class Place:
             yield
 
     def _occupied(self, what: str) -> DriverError:
-        return self.error(
-            "occupied", f"{what} is there and not a link of ours. Move it away, or use another folder."
-        )
+        return self.error("occupied", f"{what} is there and not a link of ours. Move it away, or use another folder.")
 
 
 def _kind(name: str, dir_fd: int) -> str:
@@ -389,9 +381,7 @@ def _disk_errors(target: Target, path: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        cause, what = _DISK_ERRORS.get(
-            error.errno or 0, ("disk", f"{reason}. Look at that folder and its disk")
-        )
+        cause, what = _DISK_ERRORS.get(error.errno or 0, ("disk", f"{reason}. Look at that folder and its disk"))
         name: Any = error.filename
         at = f" (at {shown(name)})" if isinstance(name, (str, bytes)) else ""
         message = f"Cluster {target.cluster}, folder {path}{at}: {what}; the delivery is retried."

@@ -73,6 +73,4 @@ def read_state(folder: int) -> State | None:
 def check_bundle_name(sha256: str) -> None:
     """The name becomes a folder's: DriverError "bundle_unreadable" if it is not a SHA-256."""
     if not BUNDLE.fullmatch(sha256):
-        raise DriverError(
-            "bundle_unreadable", "The bundle's name is not a SHA-256; sync again to make it anew."
-        )
+        raise DriverError("bundle_unreadable", "The bundle's name is not a SHA-256; sync again to make it anew.")

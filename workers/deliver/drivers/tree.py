@@ -258,9 +258,7 @@ def _chunks(entry: Entry, stream: BinaryIO | None, clock: Deadline) -> Iterator[
     while True:
         clock.check()
         try:
-            chunk = stream.read(
-                min(CHUNK_BYTES, left + 1)
-            )  # one more than is left, to see that nothing follows
+            chunk = stream.read(min(CHUNK_BYTES, left + 1))  # one more than is left, to see that nothing follows
         except OSError as error:
             raise _unreadable(entry.path) from error
         if not chunk:
