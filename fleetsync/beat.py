@@ -17,7 +17,7 @@ from typing import Any
 
 from celery import schedules
 from django.db import Error as DatabaseError
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
 from django.utils import timezone
 from django_celery_beat.schedulers import DatabaseScheduler, ModelEntry
 
@@ -41,6 +41,12 @@ _started_monotonic = time.monotonic()
 def steady_now() -> dt.datetime:
     """An instant that only runs forward, at the wall clock's pace, and is near it until that is stepped."""
     return _started + dt.timedelta(seconds=time.monotonic() - _started_monotonic)
+
+
+def drop_broken_connection() -> None:
+    """Lets go of a connection that is broken or too old, as a request does at its end; none in a transaction."""
+    if not connection.in_atomic_block:
+        close_old_connections()
 
 
 class SteadyEntry(ModelEntry):  # type: ignore[misc]
@@ -125,7 +131,7 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
             return
         self._look_at = now + LOOK_EVERY
         try:
-            close_old_connections()
+            drop_broken_connection()
             change = self.Changes.last_change()
             # Compared for inequality: an edit after the clock was stepped back is older than the last one.
             if change == self._last_change and now < self._read_at:
@@ -156,7 +162,7 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
     def sync(self) -> None:
         """Writes when the entries ran last. A database that is away costs the admin page that alone."""
         try:
-            close_old_connections()
+            drop_broken_connection()
             while self._dirty:
                 entry = self._schedule.get(self._dirty.pop())
                 if entry is not None:

@@ -4,9 +4,11 @@ Reads stored refs only. Each page of followers is one transaction in which revis
 are marked handled, so a crash between pages loses nothing and repeats nothing.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import transaction
+import structlog
+from django.db import OperationalError, transaction
 from django.db.models import F, Q
 
 from repos.events import record_event
@@ -16,11 +18,16 @@ from repos.refs import head_of, missing_sentence, was_asked
 from repos.remotes import refresh_interval, wanting
 from repos.revisions import observe
 
+log = structlog.get_logger(__name__)
+
 PAGE = 200
 
 
 def concerned(remote: Remote) -> Q:
-    """Followers that the stored answer is for: they want it, their requests are answered, and they have not taken it in."""
+    """Followers that the stored answer is for: they want it, it was asked for what they follow now, and they have not
+    taken it in. A request that came after the question stays open, and does not keep out what was seen meanwhile: a
+    branch that is pushed to, and announced, all the time is followed all the same.
+    """
     not_taken_in = (
         ~Q(adopted_remote=remote.pk)
         | Q(adopted_remote__isnull=True)
@@ -28,20 +35,39 @@ def concerned(remote: Remote) -> Q:
         | Q(adopted_change__isnull=True)
         | Q(requested__gt=F("handled"))
     )
-    return wanting() & Q(remote=remote, requested__lte=remote.answered) & not_taken_in
+    return wanting() & Q(remote=remote, follows_since__lte=remote.answered) & not_taken_in
 
 
-def adopt_page(remote_id: int, after: int) -> int | None:
-    """Adopt for one page of the remote's followers beyond the primary key `after`; the last key seen, None at the end."""
+@dataclass
+class Adopted:
+    """How far an adoption has come: the last primary key seen, and how many followers could not take in the answer."""
+
+    after: int = 0
+    failed: int = 0
+
+
+def adopt_page(remote_id: int, so_far: Adopted) -> bool:
+    """Adopt for the next page of the remote's followers; False if it was the last one. One follower's fault is its own."""
     with transaction.atomic():
-        remote = Remote.objects.select_for_update().get(pk=remote_id)
+        remote = Remote.objects.select_for_update().filter(pk=remote_id).first()
+        if remote is None:
+            return False
         now = database_now()
-        page = list(GitRepo.objects.select_for_update().filter(concerned(remote), pk__gt=after).order_by("pk")[:PAGE])
+        followers = GitRepo.objects.select_for_update().filter(concerned(remote), pk__gt=so_far.after)
+        page = list(followers.order_by("pk")[:PAGE])
         for gitrepo in page:
-            _adopt_one(gitrepo, remote, now)
+            try:
+                with transaction.atomic():
+                    _adopt_one(gitrepo, remote, now)
+            except OperationalError:
+                raise
+            except Exception:
+                log.exception("an answer could not be adopted", gitrepo=gitrepo.name, repository=remote.url)
+                so_far.failed += 1
         if page:
+            so_far.after = page[-1].pk
             refresh_interval(remote)
-    return page[-1].pk if len(page) == PAGE else None
+    return len(page) == PAGE
 
 
 def _adopt_one(gitrepo: GitRepo, remote: Remote, now: datetime) -> None:
@@ -54,15 +80,13 @@ def _adopt_one(gitrepo: GitRepo, remote: Remote, now: datetime) -> None:
         GitRepo.objects.filter(pk=gitrepo.pk).update(ref_failures=F("ref_failures") + 1, ref_error=sentence)
         record_event(gitrepo, "RefNotFound", sentence, now, warning=True)
         return
-    observe(gitrepo, head, now)
+    observe(gitrepo, head, now, answered=remote.answered)
     GitRepo.objects.filter(pk=gitrepo.pk).update(adopted_remote=remote.pk, adopted_change=remote.change)
 
 
 def adopt(adoption: Adoption) -> int:
-    """Adopt for all followers of the claimed `adoption`'s remote, in pages; how many pages there were."""
-    after: int | None = 0
-    pages = 0
-    while after is not None:
-        after = adopt_page(adoption.remote_id, after)
-        pages += 1
-    return pages
+    """Adopt for all followers of the claimed `adoption`'s remote, in pages; how many of them failed."""
+    so_far = Adopted()
+    while adopt_page(adoption.remote_id, so_far):
+        pass
+    return so_far.failed

@@ -43,7 +43,7 @@ def finish_many(
         column: "''" if value == "" else "NULL" if value is None else str(value) for column, value in RELEASED.items()
     }
     # The names are ours, and every value is a parameter.
-    sql = (  # noqa: S608
+    sql = (
         f"WITH v (pk, token, {', '.join(names)}) AS (VALUES {', '.join([line] * len(rows))}) "
         f"UPDATE {connection.ops.quote_name(model._meta.db_table)} AS t "
         f"SET {', '.join(f'{column} = {value}' for column, value in sets.items())} "

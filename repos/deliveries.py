@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Case, DateTimeField, F, FloatField, Q, Value, When
+from django.db.models import Case, F, Q, Value, When
 
 from repos.doorbells import ring_on_commit
 from repos.models import Cluster, ClusterGroup, Delivery, DeliveryRecord, GitRepo, Revision
@@ -159,25 +159,15 @@ def approve(gitrepo: GitRepo, now: datetime) -> int:
     return count
 
 
-def due_unless_as_read(
-    read: Delivery, now: datetime, *, paused: bool, then_seconds: float | None = None
-) -> dict[str, Any]:
-    """The due columns at the end of one try: what was wanted meanwhile is due now, unless the GitRepo is paused.
+def unless_changed(read: Delivery, **columns: Any) -> dict[str, Case]:
+    """The `columns` at the end of one try, for as long as nothing else is wanted than what was `read` at its beginning.
 
-    `then_seconds` is the wait until the next try if nothing was wanted meanwhile; None: there is nothing left to do.
+    What was wanted meanwhile has its own state and due instant already, and keeps them.
     """
-    again: dict[str, Any] = Delivery.not_due() if paused else Delivery.due_in(now, 0)
-    done = Delivery.not_due() if paused or then_seconds is None else Delivery.due_in(now, then_seconds)
-    same = Q(sequence=read.sequence)
-    return {
-        "due_at": Case(
-            When(same, then=Value(done["due_at"])),
-            default=Value(again["due_at"]),
-            output_field=DateTimeField(null=True),
-        ),
-        "wait_seconds": Case(
-            When(same, then=Value(done["wait_seconds"])),
-            default=Value(again["wait_seconds"]),
-            output_field=FloatField(),
-        ),
-    }
+
+    def unless(name: str, value: Any) -> Case:
+        kind: Any = Delivery._meta.get_field(name)
+        same = When(Q(sequence=read.sequence), then=Value(value, output_field=kind))
+        return Case(same, default=F(name), output_field=kind)
+
+    return {name: unless(name, value) for name, value in columns.items()}

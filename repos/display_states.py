@@ -2,6 +2,8 @@
 order; a test holds the two together.
 """
 
+from typing import Any
+
 from django.db.models import Case, CharField, Exists, OuterRef, Q, QuerySet, Subquery, Value, When
 
 from repos import status
@@ -10,7 +12,7 @@ from repos.models import Delivery, GitRepo, SyncJob
 State = Delivery.State
 
 
-def with_display_state(gitrepos: QuerySet[GitRepo]) -> QuerySet[GitRepo]:
+def with_display_state(gitrepos: QuerySet[GitRepo]) -> QuerySet[Any]:
     """`gitrepos` with the annotation `shown_state`."""
     newest = SyncJob.objects.filter(gitrepo=OuterRef("pk")).order_by("-pk")
     open_job = Q(newest_job_state__in=[*SyncJob.WAITING, SyncJob.State.RUNNING])

@@ -47,5 +47,5 @@ class _Bell:
 def ring_on_commit(queue: str) -> None:
     """Ring once the running transaction is committed: once for all of its work, since each ring asks the broker."""
     bell = _Bell(queue)
-    if bell not in (function for _, function, _ in connection.run_on_commit):
+    if bell not in (entry[1] for entry in connection.run_on_commit):
         transaction.on_commit(bell, robust=True)

@@ -4,12 +4,13 @@ Each function is one transaction, which stores the change together with what it 
 the remote, the request, the new match. Doorbells ring after the commit. Lock order: Remote, GitRepo, SyncJob, Delivery.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from fleetsync.durations import parse_duration
 from repos import deliveries
@@ -55,28 +56,61 @@ def check_spec(spec: GitRepo, before: GitRepo | None = None) -> None:
                 )
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+TRIES = 5
+# Found by other means than full_clean: the Remote follows from the spec, the seconds from the text.
+DERIVED = ("remote", "interval_seconds")
+
+
+class _Moved(Exception):
+    """What was looked at without a lock was another one under the lock."""
+
+
+def _one_transaction(work: Callable[P, R]) -> Callable[P, R]:
+    """Run `work` in a transaction of its own, and again if somebody else's change came between its look and its lock."""
+
+    @wraps(work)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        for left in reversed(range(TRIES)):
+            try:
+                with transaction.atomic():
+                    return work(*args, **kwargs)
+            except (_Moved, IntegrityError):
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    return run
+
+
+@_one_transaction
 def register(spec: Mapping[str, Any]) -> GitRepo:
-    """Create a GitRepo from `spec` ({field: value}, validated) and make its remote due. Raises ValidationError."""
+    """Create a GitRepo from `spec` ({field: value}) and make its remote due. Raises ValidationError."""
     gitrepo = GitRepo(**spec)
-    gitrepo.interval_seconds = interval_seconds(gitrepo.polling_interval)
+    gitrepo.full_clean(exclude=DERIVED)
     check_spec(gitrepo)
-    with transaction.atomic():
-        now = database_now()
-        gitrepo.remote = _locked(remote_for(gitrepo).pk)
-        gitrepo.handled_force = gitrepo.force_sync_generation
-        gitrepo.full_clean(exclude=["remote"])
-        gitrepo.save()
-        if gitrepo.commit:
-            observe(gitrepo, Head("", gitrepo.commit), now)
-        else:
-            request(gitrepo, gitrepo.remote)
-        refresh_interval(gitrepo.remote)
-        record_event(gitrepo, "Registered", f"follows {gitrepo.url}", now)
+    gitrepo.interval_seconds = interval_seconds(gitrepo.polling_interval)
+    wanted = remote_for(gitrepo).pk
+    remotes = _locked_remotes({wanted})
+    if wanted not in remotes:
+        raise _Moved  # it had no follower, and was pruned meanwhile
+    gitrepo.remote = remotes[wanted]
+    gitrepo.handled_force = gitrepo.force_sync_generation
+    gitrepo.save()
+    now = database_now()
+    if gitrepo.commit:
+        observe(gitrepo, Head("", gitrepo.commit), now)
+    else:
+        request(gitrepo, gitrepo.remote, anew=True)
+    refresh_interval(gitrepo.remote)
+    record_event(gitrepo, "Registered", f"follows {gitrepo.url}", now)
     return gitrepo
 
 
+@_one_transaction
 def edit(pk: int, changes: Mapping[str, Any], *, force: bool = False) -> GitRepo:
-    """Apply `changes` ({field: new value}, validated) to one GitRepo. Raises ValidationError and GitRepo.DoesNotExist.
+    """Apply `changes` ({field: new value}) to one GitRepo. Raises ValidationError and GitRepo.DoesNotExist.
 
     The changes are laid on the row as it is under the lock, so that two edits of different fields both hold, and two
     that `force` a sync count as two.
@@ -84,77 +118,107 @@ def edit(pk: int, changes: Mapping[str, Any], *, force: bool = False) -> GitRepo
     unknown = set(changes) - set(SPEC)
     if unknown:
         raise ValidationError(dict.fromkeys(unknown, "not a field of the spec"))
-    with transaction.atomic():
-        now = database_now()
-        _lock_remotes(pk, changes)
-        gitrepo = GitRepo.objects.select_for_update(of=("self",)).get(pk=pk, deleted_at__isnull=True)
-        before = GitRepo.objects.get(pk=pk)
-        for name, value in changes.items():
-            setattr(gitrepo, name, value)
-        gitrepo.force_sync_generation += int(force)
-        changed = {name for name in SPEC if getattr(gitrepo, name) != getattr(before, name)}
-        if not changed:
-            return gitrepo
-        check_spec(gitrepo, before)
-        gitrepo.interval_seconds = interval_seconds(gitrepo.polling_interval)
-        gitrepo.generation += int(bool(changed & set(CONTENT)))
-        _follow(gitrepo, before, changed)
-        gitrepo.full_clean(exclude=["remote"])
-        gitrepo.save()
-        if gitrepo.commit and changed & {*CONTENT, "force_sync_generation"}:
-            observe(gitrepo, Head("", gitrepo.commit), now)
-        for remote in Remote.objects.filter(pk__in={before.remote_id, gitrepo.remote_id}).order_by("pk"):
-            refresh_interval(remote)
-        if "paused" in changed:
-            _pause(gitrepo) if gitrepo.paused else _resume(gitrepo)
-        if changed & {"targets", "keep_resources"}:
-            deliveries.rematch(gitrepo, now)
-        record_event(gitrepo, "Edited", "changed: " + ", ".join(sorted(changed)), now)
+    gitrepo, remotes = _locked(pk, changes)
+    before = GitRepo.objects.get(pk=pk)
+    for name, value in changes.items():
+        setattr(gitrepo, name, value)
+    gitrepo.force_sync_generation += int(force)
+    changed = {name for name in SPEC if getattr(gitrepo, name) != getattr(before, name)}
+    if not changed:
+        return gitrepo
+    gitrepo.full_clean(exclude=DERIVED)
+    check_spec(gitrepo, before)
+    gitrepo.interval_seconds = interval_seconds(gitrepo.polling_interval)
+    gitrepo.generation += int(bool(changed & set(CONTENT)))
+    _follow(gitrepo, before, changed, remotes)
+    gitrepo.save()
+    now = database_now()
+    if gitrepo.commit and changed & {*CONTENT, "force_sync_generation"}:
+        observe(gitrepo, Head("", gitrepo.commit), now)
+    for remote in Remote.objects.filter(pk__in={before.remote_id, gitrepo.remote_id}).order_by("pk"):
+        refresh_interval(remote)
+    if "paused" in changed:
+        _pause(gitrepo) if gitrepo.paused else _resume(gitrepo)
+    if changed & {"targets", "keep_resources"}:
+        deliveries.rematch(gitrepo, now)
+    record_event(gitrepo, "Edited", "changed: " + ", ".join(sorted(changed)), now)
     return gitrepo
 
 
-def _locked(remote_id: int) -> Remote:
-    return Remote.objects.select_for_update(of=("self",)).get(pk=remote_id)
+def _locked_remotes(keys: set[int]) -> dict[int, Remote]:
+    """Those of these Remotes that exist, locked in the order of their keys."""
+    return {remote.pk: remote for remote in Remote.objects.select_for_update().filter(pk__in=keys).order_by("pk")}
 
 
-def _lock_remotes(pk: int, changes: Mapping[str, Any]) -> None:
-    """Lock the Remote that the GitRepo follows and the one that it will follow, in the order of their keys."""
-    draft = GitRepo.objects.get(pk=pk, deleted_at__isnull=True)
-    old_id = draft.remote_id
-    for name in ("url", *ACCESS):
-        if name in changes:
-            setattr(draft, name, changes[name])
-    wanted = {old_id, remote_for(draft).pk}
-    list(Remote.objects.select_for_update(of=("self",)).filter(pk__in=wanted).order_by("pk"))
+def _locked(pk: int, changes: Mapping[str, Any]) -> tuple[GitRepo, dict[int, Remote]]:
+    """The living GitRepo, locked after the Remote that it follows and the one that it will follow with `changes`.
+
+    Which Remotes those are is known for sure only under the lock of the GitRepo, which comes last. Raises _Moved.
+    """
+    look = GitRepo.objects.get(pk=pk, deleted_at__isnull=True)
+    remotes = _locked_remotes({look.remote_id, _remote_after(look, changes)})
+    gitrepo = GitRepo.objects.select_for_update().get(pk=pk, deleted_at__isnull=True)
+    again = GitRepo.objects.get(pk=pk)
+    if not {again.remote_id, _remote_after(again, changes)} <= set(remotes):
+        raise _Moved
+    return gitrepo, remotes
 
 
-def _follow(gitrepo: GitRepo, before: GitRepo, changed: set[str]) -> None:
-    """Move to the Remote that the spec names, and ask it for what the edit needs."""
-    gitrepo.remote = _locked(remote_for(gitrepo).pk)
-    moved = gitrepo.remote_id != before.remote_id
+def _remote_after(draft: GitRepo, changes: Mapping[str, Any]) -> int:
+    """The key of the Remote that `draft`, which this overwrites, follows with `changes`."""
+    access = {name: changes[name] for name in ("url", *ACCESS) if name in changes}
+    if not access:
+        return draft.remote_id
+    for name, value in access.items():
+        setattr(draft, name, value)
+    return remote_for(draft).pk
+
+
+def _follow(gitrepo: GitRepo, before: GitRepo, changed: set[str], remotes: Mapping[int, Remote]) -> None:
+    """Move to the Remote that the spec names, one of the locked `remotes`, and ask it for what the edit needs."""
+    if changed & {"url", *ACCESS}:
+        gitrepo.remote = remotes[remote_for(gitrepo).pk]
+    remote = remotes[gitrepo.remote_id]
+    moved = remote.pk != before.remote_id
     pending = gitrepo.requested > gitrepo.handled
+    anew = bool(changed & set(CONTENT))
     if moved:
         # Numbers of another remote mean nothing here; a request that is not handled takes a new one below.
         gitrepo.requested = gitrepo.handled = 0
+    if moved or anew:
         gitrepo.ref_failures, gitrepo.ref_error = 0, ""
     if gitrepo.commit:
         gitrepo.handled = gitrepo.requested
-    elif changed & {*CONTENT, "force_sync_generation"} or (moved and pending):
-        request(gitrepo, gitrepo.remote)
+    elif anew or "force_sync_generation" in changed or (moved and pending):
+        request(gitrepo, remote, anew=anew or moved)
     elif moved or changed & {"polling_interval", "disable_polling"}:
-        wake(gitrepo.remote, database_now())
-    if changed & set(CONTENT):
-        gitrepo.ref_failures, gitrepo.ref_error = 0, ""
+        wake(remote, database_now())
+        gitrepo.follows_since = remote.wakes if moved else gitrepo.follows_since
 
 
-def request(gitrepo: GitRepo, remote: Remote) -> None:
-    """Ask the locked `remote` for a poll on behalf of the locked GitRepo, and remember its number."""
+def request(gitrepo: GitRepo, remote: Remote, *, anew: bool = False) -> None:
+    """Ask the locked `remote` for a poll on behalf of the locked GitRepo, and remember its number.
+
+    `anew`: it follows something else than before, so that answers to older questions are not for it.
+    """
     wake(remote, database_now())
-    if gitrepo.handled >= remote.wakes:
-        gitrepo.handled = remote.wakes - 1
     gitrepo.requested = remote.wakes
-    if gitrepo.pk:
-        GitRepo.objects.filter(pk=gitrepo.pk).update(requested=gitrepo.requested, handled=gitrepo.handled)
+    gitrepo.follows_since = remote.wakes if anew else gitrepo.follows_since
+    GitRepo.objects.filter(pk=gitrepo.pk).update(requested=gitrepo.requested, follows_since=gitrepo.follows_since)
+
+
+@_one_transaction
+def ask(pk: int) -> bool:
+    """Ask the GitRepo's remote for a poll on its behalf; False if it is deleted, or pinned and never polled."""
+    if not GitRepo.objects.filter(pk=pk, deleted_at__isnull=True, commit="").exists():
+        return False
+    gitrepo, remotes = _locked(pk, {})
+    if gitrepo.commit:
+        return False
+    remote = remotes[gitrepo.remote_id]
+    request(gitrepo, remote)
+    refresh_interval(remote)
+    return True
 
 
 def force(pk: int) -> GitRepo:
@@ -185,22 +249,22 @@ def approve(pk: int) -> int:
     return count
 
 
+@_one_transaction
 def delete(pk: int) -> None:
     """Delete a GitRepo: at once if nothing is delivered, else as soon as its removals have ended.
 
     Meanwhile it is a tombstone without a name: the name is free for a new GitRepo, which targets know by another UUID.
     """
-    with transaction.atomic():
-        now = database_now()
-        remote_id = GitRepo.objects.values_list("remote_id", flat=True).get(pk=pk, deleted_at__isnull=True)
-        remote = _locked(remote_id)
-        gitrepo = GitRepo.objects.select_for_update(of=("self",)).get(pk=pk, deleted_at__isnull=True)
-        gitrepo.deleted_at, gitrepo.paused = now, False
-        gitrepo.save(update_fields=["deleted_at", "paused"])
-        supersede_waiting(gitrepo, now)
-        deliveries.rematch(gitrepo, now)
-        refresh_interval(remote)
-        purge(gitrepo)
+    gitrepo, remotes = _locked(pk, {})
+    now = database_now()
+    gitrepo.deleted_at, gitrepo.paused = now, False
+    gitrepo.save(update_fields=["deleted_at", "paused"])
+    supersede_waiting(gitrepo, now)
+    deliveries.rematch(gitrepo, now)
+    # Removals that a pause has taken off the queue are no longer paused.
+    deliveries.resume_all(gitrepo, now)
+    refresh_interval(remotes[gitrepo.remote_id])
+    purge(gitrepo)
 
 
 def purge(gitrepo: GitRepo) -> bool:

@@ -3,21 +3,29 @@
 Everything here runs in the caller's transaction, with the Remote's row locked where it says so.
 """
 
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db.models import F, Q
 
 from repos.doorbells import ring_on_commit
 from repos.leases import database_now
 from repos.models import Adoption, GitRepo, Host, HostNotBefore, Remote
-from repos.schedule import backoff_seconds
+from repos.schedule import backoff_seconds, next_wait_seconds
 from repos.urls import parse_git_url
+
+# A host is left alone no longer than this. An instant further ahead was written by a clock that has been set back.
+LONGEST_PATIENCE_SECONDS = 3600.0
 
 
 def remote_for(gitrepo: GitRepo) -> Remote:
-    """The Remote that the GitRepo's url, credential and TLS settings name, made if it is new."""
-    url = parse_git_url(gitrepo.url)
+    """The Remote that the GitRepo's url, credential and TLS settings name, made if it is new. Raises ValidationError."""
+    try:
+        url = parse_git_url(gitrepo.url)
+    except ValidationError as error:
+        raise ValidationError({"url": error.messages}) from None
     identity = Remote.identity_of(
         url.normalised, gitrepo.credential_id, gitrepo.ca_bundle, gitrepo.insecure_skip_tls_verify
     )
@@ -51,12 +59,19 @@ def wanted_interval_seconds(remote: Remote) -> float | None:
     return min((backoff_seconds(i, f, settings.GITREPO_BACKOFF_CAP) for i, f in wishes.order_by()), default=None)
 
 
+def patience(host_ids: Iterable[int], now: datetime) -> dict[tuple[int, int], datetime]:
+    """Until when hosts want to be left alone, by (host, credential or 0), where that is still to come."""
+    rows = HostNotBefore.objects.filter(
+        host__in=set(host_ids), until__gt=now, until__lte=now + timedelta(seconds=LONGEST_PATIENCE_SECONDS)
+    )
+    return {
+        (host, credential): until for host, credential, until in rows.values_list("host", "credential_key", "until")
+    }
+
+
 def not_before(host_id: int, credential_id: int | None, now: datetime) -> datetime:
     """The earliest instant at which the host may be polled with this credential: `now` unless it asked for patience."""
-    until = HostNotBefore.objects.filter(host_id=host_id, credential_key=credential_id or 0).values_list(
-        "until", flat=True
-    )
-    return max(now, until.first() or now)
+    return patience([host_id], now).get((host_id, credential_id or 0), now)
 
 
 def wake(remote: Remote, now: datetime) -> None:
@@ -70,10 +85,12 @@ def wake(remote: Remote, now: datetime) -> None:
 
 
 def refresh_interval(remote: Remote) -> None:
-    """Store how often the followers of the locked `remote` want it, and take it off the schedule if none does."""
-    interval = wanted_interval_seconds(remote)
+    """Store how often the followers of the locked `remote` want it, and make its schedule agree: it is taken off if none
+    does, and comes sooner if they want it sooner (a ref that was missing is back), its own backoff kept.
+    """
+    interval, before = wanted_interval_seconds(remote), remote.interval_seconds
     rows = Remote.objects.filter(pk=remote.pk)
-    if interval != remote.interval_seconds:
+    if interval != before:
         remote.interval_seconds = interval
         rows.update(interval_seconds=interval)
     if interval is None:
@@ -81,3 +98,14 @@ def refresh_interval(remote: Remote) -> None:
         rows.filter(answered__gte=F("wakes")).update(**Remote.not_due())
     elif remote.next_poll_at is None:
         rows.filter(next_poll_at__isnull=True).update(**Remote.due_in(database_now(), 0))
+    elif before is not None and interval < before:
+        now = database_now()
+        wait = next_wait_seconds(
+            interval,
+            remote.consecutive_failures,
+            cap_seconds=settings.GITREPO_BACKOFF_CAP,
+            jitter=settings.GITREPO_POLLING_JITTER,
+        )
+        due = max(now + timedelta(seconds=wait), not_before(remote.host_id, remote.credential_id, now))
+        sooner = rows.filter(next_poll_at__gt=due)
+        sooner.update(next_poll_at=due, wait_seconds=(due - now).total_seconds())

@@ -2,8 +2,6 @@
 
 from datetime import datetime
 
-from django.db.models import Q
-
 from repos.doorbells import ring_on_commit
 from repos.models import GitRepo, Revision, SyncJob
 from repos.refs import Head
@@ -11,18 +9,18 @@ from repos.refs import Head
 Reason = Revision.Reason
 
 
-def reason_for(gitrepo: GitRepo, last: Revision | None, commit: str) -> str | None:
-    """Why `commit` is worth a new revision of the GitRepo after `last`; None if it is none. Pure.
+def reason_for(last: Revision | None, commit: str, generation: int, *, forced: bool) -> str | None:
+    """Why `commit` is worth a new revision at `generation` after the revision `last`; None if it is none. Pure.
 
     A forced sync goes first, because it must never end as "unchanged".
     """
-    if last is not None and gitrepo.force_sync_generation > gitrepo.handled_force:
-        return Reason.FORCE
-    if last is not None and last.generation != gitrepo.generation:
-        return Reason.SPEC
-    if last is None or last.commit != commit:
+    if last is None:
         return Reason.NEW_HEAD
-    return None
+    if forced:
+        return Reason.FORCE
+    if last.generation != generation:
+        return Reason.SPEC
+    return Reason.NEW_HEAD if last.commit != commit else None
 
 
 def last_revision(gitrepo: GitRepo) -> Revision | None:
@@ -57,20 +55,35 @@ def make_revision(gitrepo: GitRepo, head: Head, reason: str, now: datetime) -> R
 
 
 def supersede_waiting(gitrepo: GitRepo, now: datetime) -> None:
-    """End the GitRepo's waiting job, whose revision will never be synced."""
+    """End the locked GitRepo's waiting job, whose revision will never be synced.
+
+    The row is locked first: a worker may be claiming it, and what it has claimed is left alone.
+    """
     waiting = SyncJob.objects.filter(gitrepo=gitrepo, state__in=SyncJob.WAITING)
-    Revision.objects.filter(Q(job__in=waiting.values("pk")), outcome=Revision.Outcome.OPEN).update(
+    ended = dict(waiting.select_for_update().order_by("pk").values_list("pk", "revision"))
+    if not ended:
+        return
+    SyncJob.objects.filter(pk__in=ended).update(state=SyncJob.State.SUPERSEDED, finished_at=now, **SyncJob.not_due())
+    Revision.objects.filter(pk__in=ended.values(), outcome=Revision.Outcome.OPEN).update(
         outcome=Revision.Outcome.SUPERSEDED
     )
-    waiting.update(state=SyncJob.State.SUPERSEDED, finished_at=now, **SyncJob.not_due())
 
 
-def observe(gitrepo: GitRepo, head: Head, now: datetime) -> Revision | None:
-    """Take in what the remote says of the locked GitRepo: its revision if there is something new, and its requests handled."""
-    reason = reason_for(gitrepo, last_revision(gitrepo), head.commit)
+def observe(gitrepo: GitRepo, head: Head, now: datetime, *, answered: int | None = None) -> Revision | None:
+    """Take in what the remote says of the locked GitRepo: its revision if there is something new, and its requests handled.
+
+    Requests beyond the number `answered` came after the remote was asked: a new head counts, they stay open, and so
+    does a forced sync. None: there was nobody to ask (a pinned commit).
+    """
+    if answered is None or gitrepo.requested <= answered:
+        handled, handled_force = gitrepo.requested, gitrepo.force_sync_generation
+    else:
+        handled, handled_force = max(gitrepo.handled, answered), gitrepo.handled_force
+    forced = handled_force > gitrepo.handled_force
+    reason = reason_for(last_revision(gitrepo), head.commit, gitrepo.generation, forced=forced)
     revision = make_revision(gitrepo, head, reason, now) if reason else None
     gitrepo.observed_commit, gitrepo.observed_at = head.commit, now
-    gitrepo.handled, gitrepo.handled_force = gitrepo.requested, gitrepo.force_sync_generation
+    gitrepo.handled, gitrepo.handled_force = handled, handled_force
     gitrepo.ref_failures, gitrepo.ref_error = 0, ""
     GitRepo.objects.filter(pk=gitrepo.pk).update(
         observed_commit=head.commit,

@@ -70,6 +70,9 @@ class Condition:
 
 
 def polling_error(gitrepo: GitRepo) -> str:
+    """What is wrong with asking the remote; a pinned commit asks nobody."""
+    if gitrepo.commit:
+        return ""
     return gitrepo.remote.last_error or gitrepo.ref_error
 
 

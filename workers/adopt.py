@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
+import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, DateTimeField, Q, Value, When
@@ -12,8 +14,13 @@ from repos.deliveries import rematch
 from repos.leases import claim, database_now, finish
 from repos.models import Adoption, Cluster, GitRepo
 
+log = structlog.get_logger(__name__)
+Row = TypeVar("Row", Adoption, Cluster)
+
 BATCH = 20
 PAGE = 100
+# What failed is tried again after this; the next answer may come sooner.
+RETRY_SECONDS = 10.0
 
 
 def run_adoptions(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
@@ -23,12 +30,26 @@ def run_adoptions(*, budget_seconds: float, stopping: Callable[[], bool]) -> int
     while time.monotonic() < until and not stopping():
         batch = claim(Adoption, limit=BATCH, seconds=settings.JOB_LEASE)
         for adoption in batch:
-            adopt(adoption)
-            finish(adoption, due_at=_unless("wanted", adoption.wanted), wait_seconds=0)
-        adopted += len(batch)
+            if time.monotonic() >= until or stopping():
+                finish(adoption)  # it stays due
+                continue
+            if _tried(adopt, adoption):
+                finish(adoption, due_at=_unless("wanted", adoption.wanted), wait_seconds=0)
+            else:
+                finish(adoption, **Adoption.due_in(database_now(), RETRY_SECONDS))
+            adopted += 1
         if len(batch) < BATCH:
             break
     return adopted
+
+
+def _tried(work: Callable[[Row], int], row: Row) -> bool:
+    """Whether `work` did all of its work for the row: one row's fault must not hold up the others."""
+    try:
+        return work(row) == 0
+    except Exception:
+        log.exception("work on a row failed in a way that is not known", row=str(row))
+        return False
 
 
 def _unless(column: str, read: int) -> Case:
@@ -47,32 +68,43 @@ def run_matching(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
     while time.monotonic() < until and not stopping():
         batch = claim(Cluster, limit=1, seconds=settings.JOB_LEASE)
         for cluster in batch:
-            match_cluster(cluster)
-            finish(cluster, match_due_at=_unless("match_wanted", cluster.match_wanted), wait_seconds=0)
+            if _tried(match_cluster, cluster):
+                finish(cluster, match_due_at=_unless("match_wanted", cluster.match_wanted), wait_seconds=0)
+            else:
+                finish(cluster, **Cluster.due_in(database_now(), RETRY_SECONDS))
         matched += len(batch)
         if not batch:
             break
     return matched
 
 
-def match_cluster(cluster: Cluster) -> None:
-    """Make the deliveries of every GitRepo agree with this cluster's labels, a page of GitRepos a transaction."""
+def match_cluster(cluster: Cluster) -> int:
+    """Make the deliveries of every GitRepo agree with this cluster's labels, a page of GitRepos a transaction; how many
+    of them failed.
+    """
+    failed = 0
     after = 0
     while True:
         with transaction.atomic():
             now = database_now()
             # Read again in each page: an edit of the labels between two pages counts.
             fresh = Cluster.objects.filter(pk=cluster.pk).first()
+            # Prefetched, not joined: what a join reads before it waits for a lock is old afterwards.
             page = list(
-                GitRepo.objects.select_for_update(of=("self",))
+                GitRepo.objects.select_for_update()
                 .filter(pk__gt=after, latest_revision__gt=0)
-                .select_related("wanted_revision")
+                .prefetch_related("wanted_revision__bundle")
                 .order_by("pk")[:PAGE]
             )
             if fresh is None:
-                return
+                return failed
             for gitrepo in page:
-                rematch(gitrepo, now, only=fresh)
+                try:
+                    with transaction.atomic():
+                        rematch(gitrepo, now, only=fresh)
+                except (ValueError, TypeError, KeyError):
+                    log.exception("targets could not be matched", gitrepo=gitrepo.name, cluster=fresh.name)
+                    failed += 1
         if len(page) < PAGE:
-            return
+            return failed
         after = page[-1].pk

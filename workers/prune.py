@@ -1,22 +1,28 @@
 """Pruning: what nothing needs any more, in bounded batches."""
 
 from django.db import transaction
-from django.db.models import ProtectedError
+from django.db.models import Exists, OuterRef, ProtectedError
 
 from repos import registration
-from repos.models import GitRepo, Remote
+from repos.deliveries import unapplied
+from repos.leases import database_now
+from repos.models import Delivery, GitRepo, HostNotBefore, Remote
 
 BATCH = 200
 
 
 def prune(limit: int = BATCH) -> dict[str, int]:
     """Remove tombstones whose removals have ended, then remotes that nobody follows; how many of each."""
+    HostNotBefore.objects.filter(until__lt=database_now()).delete()
     return {"gitrepos": prune_tombstones(limit), "remotes": prune_remotes(limit)}
 
 
 def prune_tombstones(limit: int) -> int:
     pruned = 0
-    for pk in list(GitRepo.objects.filter(deleted_at__isnull=False).values_list("pk", flat=True)[:limit]):
+    # Those with removals that fail again and again must not fill the batch.
+    pending = Delivery.objects.filter(unapplied(), gitrepo=OuterRef("pk"))
+    ended = GitRepo.objects.filter(~Exists(pending), deleted_at__isnull=False).order_by("pk")
+    for pk in list(ended.values_list("pk", flat=True)[:limit]):
         with transaction.atomic():
             gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=pk).first()
             pruned += int(gitrepo is not None and registration.purge(gitrepo))
@@ -26,7 +32,8 @@ def prune_tombstones(limit: int) -> int:
 def prune_remotes(limit: int) -> int:
     """Remotes go here alone, under the row's lock after another look: a registration may be joining."""
     pruned = 0
-    for pk in list(Remote.objects.filter(gitrepos__isnull=True).values_list("pk", flat=True)[:limit]):
+    alone = Remote.objects.filter(gitrepos__isnull=True, lease_token__isnull=True).order_by("pk")
+    for pk in list(alone.values_list("pk", flat=True)[:limit]):
         try:
             with transaction.atomic():
                 remote = Remote.objects.select_for_update(of=("self",)).filter(pk=pk, lease_token__isnull=True).first()

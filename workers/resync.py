@@ -7,16 +7,22 @@ import math
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 
-from repos.deliveries import matched_clusters, rematch, unapplied
+from repos.adoption import concerned
+from repos.deliveries import matched_clusters, rematch, unapplied, want
 from repos.doorbells import ring_on_commit
 from repos.events import record_event
 from repos.leases import Leased, claim, database_now, finish, heal
 from repos.models import Adoption, Chore, Cluster, Counter, Delivery, GitRepo, Mirror, Remote, SyncJob
+from repos.refs import was_asked
+from repos.registration import interval_seconds
 from repos.remotes import refresh_interval, wanted_interval_seconds
+
+log = structlog.get_logger(__name__)
 
 # Seconds between two looks; beat's entry has the same interval.
 EVERY_SECONDS = 5.0
@@ -61,8 +67,12 @@ def _walk(chore: Chore, repairs: Repairs) -> None:
     size = page_size(GitRepo.objects.count(), settings.GITREPO_SYNC_PERIOD)
     page = list(GitRepo.objects.filter(pk__gt=chore.cursor).order_by("pk").values_list("pk", "remote_id")[:size])
     for pk, remote_id in page:
-        with transaction.atomic():
-            repair(pk, remote_id, repairs)
+        try:
+            with transaction.atomic():
+                repair(pk, remote_id, repairs)
+        except Exception:
+            # The round goes on: what can't be looked at must not keep the others from being looked at.
+            log.exception("a GitRepo could not be looked at", gitrepo=pk)
     if len(page) == size:
         finish(chore, cursor=page[-1][0], round_started_at=started, **Chore.due_in(now, 0))
     else:
@@ -78,10 +88,20 @@ def repair(pk: int, remote_id: int, repairs: Repairs) -> None:
     if remote is None or gitrepo is None or gitrepo.remote_id != remote.pk:
         return
     now = database_now()
+    _refresh_default(gitrepo, remote)
     _repair_schedule(gitrepo, remote, repairs, now)
+    _repair_adoption(gitrepo, remote, repairs, now)
     if not gitrepo.paused:
         _repair_jobs(gitrepo, repairs, now)
         _repair_deliveries(gitrepo, repairs, now)
+
+
+def _refresh_default(gitrepo: GitRepo, remote: Remote) -> None:
+    """GITREPO_POLLING_INTERVAL may have changed since the GitRepo was saved: no fault, and not counted."""
+    seconds = interval_seconds(gitrepo.polling_interval)
+    if seconds != gitrepo.interval_seconds:
+        GitRepo.objects.filter(pk=gitrepo.pk).update(interval_seconds=seconds)
+        refresh_interval(remote)
 
 
 def _repair_schedule(gitrepo: GitRepo, remote: Remote, repairs: Repairs, now: datetime) -> None:
@@ -93,9 +113,23 @@ def _repair_schedule(gitrepo: GitRepo, remote: Remote, repairs: Repairs, now: da
     if interval != remote.interval_seconds:
         refresh_interval(remote)
         repairs.add("interval", gitrepo, "the repository's interval was not what its GitRepos want", now)
-    if not Adoption.objects.filter(remote=remote).exists():
+
+
+def _repair_adoption(gitrepo: GitRepo, remote: Remote, repairs: Repairs, now: datetime) -> None:
+    adoption = Adoption.objects.filter(remote=remote).first()
+    if adoption is None:
         Adoption.objects.create(remote=remote, **Adoption.due_in(now, 0))
         repairs.add("adoption", gitrepo, "the repository's answers had nobody to adopt them", now)
+    elif adoption.due_at is None and _is_left_out(gitrepo, remote):
+        Adoption.objects.filter(pk=adoption.pk).update(**Adoption.due_in(now, 0))
+        repairs.add("adoption", gitrepo, "the repository's last answer had not been adopted", now)
+        ring_on_commit("control")
+
+
+def _is_left_out(gitrepo: GitRepo, remote: Remote) -> bool:
+    """Whether the stored answer is for the GitRepo, which has not taken it in, and no other answer is on its way."""
+    mine = GitRepo.objects.filter(concerned(remote), pk=gitrepo.pk, ref_error="")
+    return remote.answered >= remote.wakes and was_asked(gitrepo, remote.asked) and mine.exists()
 
 
 def _repair_jobs(gitrepo: GitRepo, repairs: Repairs, now: datetime) -> None:
@@ -110,7 +144,7 @@ def _repair_deliveries(gitrepo: GitRepo, repairs: Repairs, now: datetime) -> Non
     if fixed := stuck.update(**Delivery.due_in(now, 0)):
         repairs.add("delivery", gitrepo, f"{fixed} deliveries had no instant at which they are due", now)
         ring_on_commit("deliver")
-    if gitrepo.wanted_revision_id is None:
+    if gitrepo.wanted_revision is None or gitrepo.deleted_at is not None:
         return
     wanted = {cluster.pk for cluster in matched_clusters(gitrepo)}
     present = set(Delivery.objects.filter(gitrepo=gitrepo, removal=False).values_list("cluster_id", flat=True))
@@ -119,3 +153,10 @@ def _repair_deliveries(gitrepo: GitRepo, repairs: Repairs, now: datetime) -> Non
     if (wanted ^ present) - waiting:
         rematch(gitrepo, now)
         repairs.add("match", gitrepo, "the deliveries did not agree with the targets", now)
+    revision = gitrepo.wanted_revision
+    mine = Delivery.objects.filter(gitrepo=gitrepo, removal=False)
+    others = mine.filter(Q(wanted_bundle__isnull=True) | ~Q(wanted_bundle=revision.bundle_id))
+    astray = list(Cluster.objects.filter(deliveries__in=others)) if revision.bundle_id is not None else []
+    if astray:
+        want(gitrepo, revision, astray, now)
+        repairs.add("wanted", gitrepo, f"{len(astray)} deliveries wanted something else than the GitRepo", now)

@@ -20,7 +20,7 @@ from django.db.models import Exists, OuterRef, Q
 from repos import deliveries, registration
 from repos.events import cut, record_event
 from repos.fields import SecretUnreadable
-from repos.leases import Renewer, claim, database_now, finish, unleased
+from repos.leases import Renewer, claim, database_now, finish, leased
 from repos.models import Bundle, Counter, GitRepo, Mirror, Remote, Revision, SyncJob
 from repos.schedule import next_wait_seconds
 from workers.access import access_of
@@ -40,6 +40,8 @@ State = SyncJob.State
 RETRY_SECONDS = 2.0
 # A job whose mirror is in use goes back to the queue for about this long.
 BUSY_SECONDS = 0.5
+# Claims in a row that ended without a word: the job itself may be what ends its workers.
+CRASHES = 3
 
 
 @cache
@@ -69,6 +71,8 @@ class Work:
     gitrepo: GitRepo
     revision: Revision
     remote: Remote
+    # A forced sync or a rollback is wanted by this revision or by one that it superseded: it can't end as unchanged.
+    forced: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,7 @@ class Made:
 def claimable_jobs(now: datetime) -> Q:
     """Jobs whose GitRepo has none running, and whose mirror on this machine is free."""
     running = SyncJob.objects.filter(gitrepo=OuterRef("gitrepo"), state=State.RUNNING).exclude(pk=OuterRef("pk"))
-    fetching = Mirror.objects.filter(
-        ~unleased(now, Mirror), remote=OuterRef("gitrepo__remote"), worker_host=settings.WORKER_HOST
-    )
+    fetching = Mirror.objects.filter(leased(now), remote=OuterRef("gitrepo__remote"), worker_host=settings.WORKER_HOST)
     return ~Exists(running) & ~Exists(fetching)
 
 
@@ -115,6 +117,9 @@ def run_job(job: SyncJob, renewer: Renewer) -> None:
     """Run one claimed job to its end, and write the end. Never raises for what a remote or a disk does."""
     structlog.contextvars.bind_contextvars(job=job.pk)
     try:
+        if job.crashes >= CRASHES:
+            fail(job, "crashed", f"the workers that ran it died {job.crashes} times: see their logs")
+            return
         with renewer.keeping(job, deadline_seconds=settings.GIT_FETCH_TIMEOUT + settings.JOB_LEASE):
             work = begin(job)
             made = make(work, renewer)
@@ -122,11 +127,12 @@ def run_job(job: SyncJob, renewer: Renewer) -> None:
     except Dropped as dropped:
         log.info("sync job dropped", reason=str(dropped))
     except MirrorBusy:
-        finish(job, state=State.PENDING, **SyncJob.due_in(database_now(), BUSY_SECONDS * (1 + random.random())))  # noqa: S311
+        give_back(job, BUSY_SECONDS * (1 + random.random()))  # noqa: S311
     except (GitError, BundleError, SecretUnreadable) as error:
         fail(job, getattr(error, "cause", "credential"), str(error))
         if isinstance(error, CommitNotFound):
-            ask_again(job.gitrepo_id)
+            # What the remote has now is asked for; only a newer revision supersedes this one.
+            registration.ask(job.gitrepo_id)
     except Exception:
         log.exception("a sync job failed in a way that is not known")
         fail(job, "internal", "the job failed inside fleetsync: see the worker's log")
@@ -136,17 +142,46 @@ def run_job(job: SyncJob, renewer: Renewer) -> None:
 
 def begin(job: SyncJob) -> Work:
     """Look again after the claim: what was queued may not be wanted any more. Raises Dropped, with the end written."""
-    gitrepo = GitRepo.objects.select_related("remote__credential", "wanted_revision__bundle").get(pk=job.gitrepo_id)
+    followed = GitRepo.objects.select_related("remote__credential", "wanted_revision__bundle")
+    gitrepo = followed.filter(pk=job.gitrepo_id).first()
+    if gitrepo is None:
+        raise Dropped("deleted")
     revision = Revision.objects.get(pk=job.revision_id)
     newer = SyncJob.objects.filter(gitrepo=gitrepo, revision__number__gt=revision.number, state__in=SyncJob.WAITING)
-    if gitrepo.deleted_at is not None or newer.exists():
+    if is_for_nobody(gitrepo, revision) or newer.exists():
         supersede(job)
         raise Dropped("superseded")
     if gitrepo.paused:
-        finish(job, state=State.PENDING, **SyncJob.not_due())
+        give_back(job, 0.0)
         raise Dropped("paused")
     log.info("sync job started", gitrepo=gitrepo.name, commit=revision.commit, revision=revision.number)
-    return Work(job, gitrepo, revision, gitrepo.remote)
+    since = gitrepo.wanted_revision.number if gitrepo.wanted_revision else 0
+    pushed_aside = gitrepo.revisions.filter(number__gt=since, number__lte=revision.number)
+    forced = pushed_aside.filter(reason__in=(Revision.Reason.FORCE, Revision.Reason.ROLLBACK)).exists()
+    return Work(job, gitrepo, revision, gitrepo.remote, forced)
+
+
+def is_for_nobody(gitrepo: GitRepo, revision: Revision) -> bool:
+    """Whether the GitRepo is deleted, was edited since (the edit has asked for a revision of its own), or has got
+    further already.
+    """
+    wanted = gitrepo.wanted_revision
+    overtaken = wanted is not None and wanted.number > revision.number
+    return gitrepo.deleted_at is not None or gitrepo.generation != revision.generation or overtaken
+
+
+def give_back(job: SyncJob, wait_seconds: float) -> None:
+    """Put the claimed job back into the queue, not as a failure; a newer one that waits already supersedes it."""
+    with transaction.atomic():
+        gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=job.gitrepo_id).first()
+        if gitrepo is None:
+            return
+        if SyncJob.objects.filter(gitrepo=gitrepo, state__in=SyncJob.WAITING).exists():
+            supersede(job)
+        elif gitrepo.paused:
+            finish(job, state=State.PENDING, **SyncJob.not_due())
+        else:
+            finish(job, state=State.PENDING, **SyncJob.due_in(database_now(), wait_seconds))
 
 
 def supersede(job: SyncJob) -> None:
@@ -202,7 +237,7 @@ def bundle(work: Work, folder: MirrorFolder, deadline_seconds: float) -> Made:
     with folder.reader(deadline_seconds=deadline_seconds) as reader:
         selection = selection_key(reader, work.revision.commit, paths)
         unchanged = (
-            work.revision.reason not in (Revision.Reason.FORCE, Revision.Reason.ROLLBACK)
+            not work.forced
             and before is not None
             and before.pk != work.revision.pk
             and before.selection_key == selection.key
@@ -220,12 +255,11 @@ def conclude(work: Work, made: Made) -> None:
     with transaction.atomic():
         gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=work.gitrepo.pk).first()
         now = database_now()
-        if gitrepo is None or gitrepo.deleted_at is not None or gitrepo.generation != work.revision.generation:
-            # The spec changed under the job: its result is for nobody, and the edit has asked for a new one.
+        if gitrepo is None or is_for_nobody(gitrepo, work.revision):
             supersede(work.job)
             return
         if gitrepo.remote_id != work.remote.pk:
-            finish(work.job, state=State.PENDING, **SyncJob.due_in(now, 0))
+            give_back(work.job, 0.0)
             return
         if not finish(work.job, state=State.SUCCEEDED, finished_at=now, last_error="", **SyncJob.not_due()):
             Counter.add({("fenced_writes", "stage=sync"): 1})
@@ -293,17 +327,6 @@ def fail(job: SyncJob, cause: str, message: str) -> None:
             Counter.add({("sync_jobs", "result=failed"): 1})
             record_event(gitrepo, "SyncFailed", message, now, warning=True)
     log.warning("sync job failed", gitrepo=gitrepo.name, cause=cause, error=message, failures=job.failures + 1)
-
-
-def ask_again(gitrepo_id: int) -> None:
-    """The remote no longer gives the commit: what it has now is asked for, and only a newer revision supersedes."""
-    with transaction.atomic():
-        remote = Remote.objects.select_for_update(of=("self",)).filter(gitrepos=gitrepo_id).first()
-        gitrepo = (
-            GitRepo.objects.select_for_update(of=("self",)).filter(pk=gitrepo_id, remote=remote, commit="").first()
-        )
-        if remote is not None and gitrepo is not None:
-            registration.request(gitrepo, remote)
 
 
 def limits() -> Limits:

@@ -7,6 +7,7 @@ from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db.models import Model
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.fields import empty
 from rest_framework.settings import api_settings
 
 from repos.api.permissions import may_see
@@ -86,6 +87,9 @@ class Whole(serializers.IntegerField):
 
 class Json(serializers.JSONField):
     """An object or a list, whose rules are its validators."""
+
+    def __init__(self, *, default: Any = empty, **kwargs: Any) -> None:
+        super().__init__(default=default, **kwargs)
 
     kind: type = dict
     sentence = "This is an object."

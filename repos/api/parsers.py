@@ -38,7 +38,12 @@ class JSONParser(BaseParser):
 
     media_type = "application/json"
 
-    def parse(self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None) -> Any:
+    def parse(
+        self,
+        stream: Any,
+        media_type: str | None = None,  # noqa: ARG002 (REST framework's signature)
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> Any:
         body = read_body(stream, parser_context)
         try:
             return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_object)
@@ -61,8 +66,11 @@ class YAMLParser(BaseParser):
     media_type = "application/yaml"
 
     def parse(
-        self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
-    ) -> bytes:
+        self,
+        stream: Any,
+        media_type: str | None = None,  # noqa: ARG002 (REST framework's signature)
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> Any:
         return read_body(stream, parser_context)
 
 

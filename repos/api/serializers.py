@@ -20,7 +20,7 @@ from repos.api.fields import (
     rules,
 )
 from repos.models import Cluster, ClusterGroup, Credential, GitRepo
-from repos.status import DISPLAY_STATES, status_json
+from repos.status import DISPLAY_STATES, facts_of, status_json
 
 LARGEST = 2**63 - 1
 
@@ -93,15 +93,14 @@ class GitRepoSerializer(StrictSerializer):
         return name
 
     def to_representation(self, instance: GitRepo) -> dict[str, Any]:
-        from repos.status import facts_of
-
         statuses = self.context.get("statuses")
-        shown = {name: getattr(instance, name) for name in self.fields if name not in ("credential", "status")}
+        names: list[str] = list(self.fields)
+        shown = {name: getattr(instance, name) for name in names if name not in ("credential", "status")}
         shown["credential"] = instance.credential.name if instance.credential is not None else ""
         shown["status"] = (
             statuses[instance.pk] if statuses is not None else status_json(facts_of([instance])[instance.pk])
         )
-        return {name: shown[name] for name in self.fields}
+        return {name: shown[name] for name in names}
 
 
 # -- clusters, groups, credentials ---------------------------------------------------------------------------------

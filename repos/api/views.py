@@ -1,11 +1,12 @@
 """The views: who may, what was meant, one call of the door, and the answer."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from django.db import IntegrityError, models, transaction
 from django.db.models import Count, QuerySet
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, OpenApiTypes, extend_schema, extend_schema_view
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework import serializers, status
 from rest_framework.decorators import action
 from rest_framework.exceptions import NotFound
@@ -17,6 +18,7 @@ from rest_framework.viewsets import GenericViewSet
 from repos import clusters, registration
 from repos.api import filters, ledger, waiting
 from repos.api.errors import handle
+from repos.api.fields import StrictSerializer
 from repos.api.parsers import JSONParser, TextYAMLParser, YAMLParser
 from repos.api.permissions import ModelPermissions
 from repos.api.serializers import (
@@ -24,12 +26,12 @@ from repos.api.serializers import (
     ClusterSerializer,
     CredentialSerializer,
     GitRepoSerializer,
-    StrictSerializer,
 )
 from repos.manifests import read_manifests
 from repos.models import Cluster, ClusterGroup, Credential, Delivery, GitRepo
 from repos.status import statuses
 
+F = TypeVar("F", bound=Callable[..., Any])
 NAMES = r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?"
 REFUSED = OpenApiResponse(
     {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}},
@@ -76,11 +78,11 @@ class NamedViewSet(GenericViewSet[Any]):
         """The body of a PUT with what the URL says already."""
         return {"name": row.name, **data}
 
-    def list(self, request: Request) -> Response:
+    def list(self, *_: Any, **__: Any) -> Response:
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset()))
         return self.get_paginated_response(self.shown(list(page or [])))
 
-    def retrieve(self, request: Request, name: str) -> Response:
+    def retrieve(self, *_: Any, **__: Any) -> Response:
         return Response(self.shown([self.row()])[0])
 
     def create(self, request: Request) -> Response:
@@ -98,14 +100,14 @@ class NamedViewSet(GenericViewSet[Any]):
             raise serializers.ValidationError({"name": [f"A {kind} with this name exists already."]}) from None
         return self.get_queryset().get(pk=made.pk)
 
-    def update(self, request: Request, name: str) -> Response:
-        return self.change(request, partial=False)
+    def update(self, *_: Any, **__: Any) -> Response:
+        return self.change(partial=False)
 
-    def partial_update(self, request: Request, name: str) -> Response:
-        return self.change(request, partial=True)
+    def partial_update(self, *_: Any, **__: Any) -> Response:
+        return self.change(partial=True)
 
-    def change(self, request: Request, *, partial: bool) -> Response:
-        row, data = self.row(), request.data
+    def change(self, *, partial: bool) -> Response:
+        row, data = self.row(), self.request.data
         if not partial and isinstance(data, Mapping):
             data = self.put_data(row, data)
         serializer = self.get_serializer(row, data=data, partial=partial)
@@ -113,7 +115,7 @@ class NamedViewSet(GenericViewSet[Any]):
         self.save(serializer.validated_data, row.pk)
         return Response(self.shown([self.get_queryset().get(pk=row.pk)])[0])
 
-    def destroy(self, request: Request, name: str) -> Response:
+    def destroy(self, *_: Any, **__: Any) -> Response:
         self.remove(self.row().pk)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -131,7 +133,7 @@ def documented(serializer: type[StrictSerializer], noun: str) -> Any:
     )
 
 
-def listed(serializer: type[serializers.BaseSerializer[Any]], summary: str) -> Any:
+def listed(serializer: type[serializers.BaseSerializer[Any]], summary: str) -> Callable[[F], F]:
     return extend_schema(summary=summary, responses=serializer(many=True), filters=False)
 
 
@@ -176,9 +178,10 @@ class GitRepoViewSet(NamedViewSet):
         return {"name": row.name, "force_sync_generation": row.force_sync_generation, **data}
 
     def create(self, request: Request) -> Response:
-        if not isinstance(request.data, bytes):
+        data: Any = request.data
+        if not isinstance(data, bytes):
             return super().create(request)
-        specs = read_manifests(request.data)
+        specs = read_manifests(data)
         with transaction.atomic():
             made = [self.make_nth(number, spec) for number, spec in enumerate(specs, 1)]
         shown = self.shown(made)
@@ -201,32 +204,37 @@ class GitRepoViewSet(NamedViewSet):
     def answer(self, pk: int, code: int = status.HTTP_200_OK) -> Response:
         return Response(self.shown([self.get_queryset().get(pk=pk)])[0], status=code)
 
-    @extend_schema(summary="Sync the newest commit, even if nothing changed", request=None, responses={202: GitRepoSerializer})
+    @extend_schema(
+        summary="Sync the newest commit, even if nothing changed", request=None, responses={202: GitRepoSerializer}
+    )
     @action(detail=True, methods=["post"])
-    def sync(self, request: Request, name: str) -> Response:
+    def sync(self, *_: Any, **__: Any) -> Response:
         return self.answer(registration.force(self.row().pk).pk, status.HTTP_202_ACCEPTED)
 
     @extend_schema(summary="Deliver nothing until resumed; polls go on", request=None, responses=GitRepoSerializer)
     @action(detail=True, methods=["post"])
-    def pause(self, request: Request, name: str) -> Response:
+    def pause(self, *_: Any, **__: Any) -> Response:
         return self.answer(registration.edit(self.row().pk, {"paused": True}).pk)
 
     @extend_schema(summary="Deliver the newest again", request=None, responses=GitRepoSerializer)
     @action(detail=True, methods=["post"])
-    def resume(self, request: Request, name: str) -> Response:
+    def resume(self, *_: Any, **__: Any) -> Response:
         return self.answer(registration.edit(self.row().pk, {"paused": False}).pk)
 
     @extend_schema(
         summary="Let held deliveries go on, as they are wanted now", request=None, responses=ledger.ApprovedSerializer
     )
     @action(detail=True, methods=["post"])
-    def approve(self, request: Request, name: str) -> Response:
+    def approve(self, *_: Any, **__: Any) -> Response:
         return Response({"approved": registration.approve(self.row().pk)})
 
     # -- what happened --------------------------------------------------------------------------------------------
 
     def paged(
-        self, rows: QuerySet[Any], serializer: type[serializers.BaseSerializer[Any]], pages: type[filters.Pages] = filters.Pages
+        self,
+        rows: QuerySet[Any],
+        serializer: type[serializers.BaseSerializer[Any]],
+        pages: type[filters.Pages] = filters.Pages,
     ) -> Response:
         paginator = pages()
         page = paginator.paginate_queryset(rows, self.request, view=self)
@@ -234,24 +242,24 @@ class GitRepoViewSet(NamedViewSet):
 
     @listed(ledger.RevisionSerializer, "Its revisions, newest first, with what became of each at every cluster")
     @action(detail=True, pagination_class=filters.RevisionPages)
-    def revisions(self, request: Request, name: str) -> Response:
+    def revisions(self, *_: Any, **__: Any) -> Response:
         rows = self.row().revisions.select_related("bundle").prefetch_related("records__cluster").order_by("-number")
         return self.paged(rows, ledger.RevisionSerializer, filters.RevisionPages)
 
     @listed(ledger.JobSerializer, "Its sync jobs, newest first")
     @action(detail=True)
-    def jobs(self, request: Request, name: str) -> Response:
+    def jobs(self, *_: Any, **__: Any) -> Response:
         return self.paged(self.row().jobs.select_related("revision").order_by("-pk"), ledger.JobSerializer)
 
     @listed(ledger.DeliverySerializer, "What is wanted and what is applied at each cluster")
     @action(detail=True)
-    def deliveries(self, request: Request, name: str) -> Response:
+    def deliveries(self, *_: Any, **__: Any) -> Response:
         rows = self.row().deliveries.select_related("cluster", "wanted_revision", "applied_revision")
         return self.paged(rows.order_by("cluster__name"), ledger.DeliverySerializer)
 
     @listed(ledger.EventSerializer, "What happened, newest first")
     @action(detail=True)
-    def events(self, request: Request, name: str) -> Response:
+    def events(self, *_: Any, **__: Any) -> Response:
         return self.paged(self.row().events.order_by("-last_at", "-pk"), ledger.EventSerializer)
 
     @extend_schema(
@@ -263,7 +271,7 @@ class GitRepoViewSet(NamedViewSet):
         responses={200: ledger.WaitSerializer, 400: REFUSED},
     )
     @action(detail=True, pagination_class=None)
-    def wait(self, request: Request, name: str) -> Response:
+    def wait(self, request: Request, **_: Any) -> Response:
         number = waiting.revision_number(request.query_params.get("revision"))
         seconds = waiting.timeout_seconds(request.query_params.get("timeout"))
         return Response(waiting.wait_for(self.row().pk, number, seconds))

@@ -51,7 +51,10 @@ class Delivery(Leased):
         constraints = [
             models.UniqueConstraint(fields=["gitrepo", "cluster"], name="one_delivery_per_gitrepo_and_cluster")
         ]
-        indexes = [models.Index(fields=["due_at"], name="delivery_due", condition=models.Q(due_at__isnull=False))]
+        indexes = [
+            models.Index(fields=["due_at"], name="delivery_due", condition=models.Q(due_at__isnull=False)),
+            models.Index(fields=["cluster"], name="delivery_leased", condition=models.Q(lease_until__isnull=False)),
+        ]
 
     def __str__(self) -> str:
         return f"{self.gitrepo} at {self.cluster}"

@@ -24,6 +24,7 @@ MACHINERY = [
     "requested",
     "handled",
     "handled_force",
+    "follows_since",
     "adopted_remote",
     "adopted_change",
     "ref_failures",
@@ -85,6 +86,8 @@ class GitRepo(models.Model):
     requested = models.PositiveBigIntegerField(default=0, editable=False)
     handled = models.PositiveBigIntegerField(default=0, editable=False)
     handled_force = models.PositiveBigIntegerField(default=0, editable=False)
+    # The sum of the remote's `wakes` when the source was last edited: an answer to an older question is not for it.
+    follows_since = models.PositiveBigIntegerField(default=0, editable=False)
     # The (remote, change) last adopted: compared for inequality alone.
     adopted_remote = models.BigIntegerField(null=True, editable=False)
     adopted_change = models.BigIntegerField(null=True, editable=False)

@@ -14,7 +14,7 @@ def test_a_registered_repository_is_delivered_and_so_is_its_next_commit(stack: S
     folder = stack.add_cluster("smoke")
     stack.add_gitrepo(
         "smoke",
-        repository.file_url(),
+        repository.file_url,
         branch="main",
         paths=["deploy"],
         polling_interval="2s",

@@ -103,8 +103,7 @@ def test_every_field() -> None:
         ("paths: ['./']", "paths", ["."]),
         ("paths: []", "paths", []),
         (
-            "targets: [{clusterSelector: {matchLabels: null, matchExpressions: "
-            "[{key: a, operator: Exists, values: null}]}}]",
+            "targets: [{clusterSelector: {matchLabels: null, matchExpressions: [{key: a, operator: Exists}]}}]",
             "targets",
             [{"cluster_selector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}],
         ),

@@ -7,10 +7,10 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, Q, Value, When
 
 from repos import registration
-from repos.deliveries import due_unless_as_read
+from repos.deliveries import unless_changed
+from repos.doorbells import ring_on_commit
 from repos.events import cut, record_event
 from repos.leases import database_now, finish
 from repos.metrics import observe_push_to_applied
@@ -30,19 +30,22 @@ def applied(delivery: Delivery) -> bool:
         now = database_now()
         gitrepo = _locked_gitrepo(delivery)
         wanted = delivery.wanted_revision_id
-        done = finish(
+        done = gitrepo is not None and finish(
             delivery,
-            **due_unless_as_read(delivery, now, paused=gitrepo.paused),
-            state=_state_unless_changed(delivery, State.REMOVED if delivery.removal else State.APPLIED),
+            **unless_changed(
+                delivery,
+                state=State.REMOVED if delivery.removal else State.APPLIED,
+                failures=0,
+                last_error="",
+                **Delivery.not_due(),
+            ),
             applied_epoch=delivery.epoch,
             applied_sequence=delivery.sequence,
             applied_revision=delivery.wanted_revision,
             applied_bundle=delivery.wanted_bundle,
             applied_at=now,
-            failures=0,
-            last_error="",
         )
-        if not done:
+        if gitrepo is None or not done:
             return _lost(delivery)
         if wanted is not None:
             _close_record(delivery, now)
@@ -82,14 +85,9 @@ def failed(delivery: Delivery, cause: str, message: str) -> bool:
     with transaction.atomic():
         now = database_now()
         gitrepo = _locked_gitrepo(delivery)
-        done = finish(
-            delivery,
-            **due_unless_as_read(delivery, now, paused=gitrepo.paused, then_seconds=wait),
-            state=_state_unless_changed(delivery, State.FAILED),
-            failures=delivery.failures + 1,
-            last_error=cut(message),
-        )
-        if not done:
+        due = Delivery.not_due() if gitrepo is None or gitrepo.paused else Delivery.due_in(now, wait)
+        columns = {"state": State.FAILED, "failures": delivery.failures + 1, "last_error": cut(message), **due}
+        if gitrepo is None or not finish(delivery, **unless_changed(delivery, **columns)):
             return _lost(delivery)
         _mark_record(delivery, Outcome.FAILED, cut(message))
         Counter.add({("deliveries", "result=failed"): 1})
@@ -107,13 +105,8 @@ def held_back(delivery: Delivery, removed: int, present: int) -> bool:
     with transaction.atomic():
         now = database_now()
         gitrepo = _locked_gitrepo(delivery)
-        done = finish(
-            delivery,
-            **due_unless_as_read(delivery, now, paused=gitrepo.paused),
-            state=_state_unless_changed(delivery, State.HELD),
-            last_error=cut(message),
-        )
-        if not done:
+        columns = {"state": State.HELD, "last_error": cut(message), **Delivery.not_due()}
+        if gitrepo is None or not finish(delivery, **unless_changed(delivery, **columns)):
             return _lost(delivery)
         _mark_record(delivery, Outcome.HELD, cut(message))
         Counter.add({("deliveries", "result=held"): 1})
@@ -135,8 +128,9 @@ def target_ahead(delivery: Delivery, epoch: int, sequence: int) -> bool:
     with transaction.atomic():
         now = database_now()
         gitrepo = _locked_gitrepo(delivery)
-        again = Delivery.not_due() if gitrepo.paused else Delivery.due_in(now, 0)
-        if not finish(delivery, epoch=epoch + 1, state=State.WAITING, last_error=cut(message), **again):
+        again = Delivery.not_due() if gitrepo is None or gitrepo.paused else Delivery.due_in(now, 0)
+        columns = {"state": State.WAITING, "last_error": cut(message), **again}
+        if gitrepo is None or not finish(delivery, epoch=epoch + 1, **unless_changed(delivery, **columns)):
             return _lost(delivery)
         Counter.add({("deliveries", "result=target-ahead"): 1})
         record_event(gitrepo, "TargetAhead", message, now, warning=True)
@@ -147,22 +141,32 @@ def target_ahead(delivery: Delivery, epoch: int, sequence: int) -> bool:
 def bundle_missing(delivery: Delivery, message: str) -> bool:
     """The bundle is gone or damaged: the job that made it runs again, and the delivery is tried again after it."""
     with transaction.atomic():
-        now = database_now()
+        if not failed(delivery, "bundle", message):
+            return False
         gitrepo = _locked_gitrepo(delivery)
-        waiting = SyncJob.objects.filter(gitrepo=gitrepo, state__in=(*SyncJob.WAITING, SyncJob.State.RUNNING)).exists()
-        if not waiting and delivery.wanted_revision_id is not None:
-            SyncJob.objects.filter(revision=delivery.wanted_revision_id).update(
-                state=SyncJob.State.PENDING, finished_at=None, **SyncJob.due_in(now, 0)
-            )
-    return failed(delivery, "bundle", message)
+        if gitrepo is not None:
+            make_again(gitrepo, database_now())
+    return True
 
 
-def _locked_gitrepo(delivery: Delivery) -> GitRepo:
-    return GitRepo.objects.select_for_update(of=("self",)).get(pk=delivery.gitrepo_id)
+def make_again(gitrepo: GitRepo, now: datetime) -> None:
+    """Queue the job of the locked GitRepo's newest synced revision once more, unless one is queued that does as well.
+
+    Not the job of what a delivery wants: revisions that changed nothing may have come after it, and are not taken back.
+    """
+    open_jobs = SyncJob.objects.filter(gitrepo=gitrepo, state__in=(*SyncJob.WAITING, SyncJob.State.RUNNING))
+    if gitrepo.wanted_revision_id is None or open_jobs.exists():
+        return
+    due = SyncJob.not_due() if gitrepo.paused else SyncJob.due_in(now, 0)
+    SyncJob.objects.filter(revision=gitrepo.wanted_revision_id).update(
+        state=SyncJob.State.PENDING, finished_at=None, failures=0, last_error="", **due
+    )
+    ring_on_commit("sync")
 
 
-def _state_unless_changed(delivery: Delivery, state: str) -> Any:
-    return Case(When(Q(sequence=delivery.sequence), then=Value(state)), default=Value(State.WAITING.value))
+def _locked_gitrepo(delivery: Delivery) -> GitRepo | None:
+    """None: it is gone, and its deliveries with it."""
+    return GitRepo.objects.select_for_update(of=("self",)).filter(pk=delivery.gitrepo_id).first()
 
 
 def _mark_record(delivery: Delivery, outcome: str, error: str) -> None:

@@ -10,6 +10,7 @@ import structlog
 from django.conf import settings
 from django.db import close_old_connections, connections
 
+from repos.fields import SecretUnreadable
 from repos.leases import Renewer, claim_capped
 from repos.models import Delivery, GitRepo
 from workers.content import Bundle, BundleUnavailable
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 OpenBundle = Callable[[str], AbstractContextManager[Bundle]]
 LOOK_AGAIN_SECONDS = 0.25
+# Claims in a row that ended without a word: the delivery itself may be what ends its workers.
+CRASHES = 3
 
 
 def claim_deliveries(limit: int) -> list[Delivery]:
@@ -51,12 +54,17 @@ def target_of(delivery: Delivery) -> Target:
 
 def deliver(delivery: Delivery, open_bundle: OpenBundle) -> None:
     """Bring one claimed delivery to its target, and write how it ended. Never raises for what a target does."""
+    if delivery.crashes >= CRASHES:
+        outcome.failed(delivery, "crashed", f"the workers that tried it died {delivery.crashes} times: see their logs")
+        return
     try:
         _bring(delivery, open_bundle)
     except TargetAhead as ahead:
         outcome.target_ahead(delivery, ahead.order.epoch, ahead.order.sequence)
     except DriverError as error:
         outcome.failed(delivery, error.cause, str(error))
+    except SecretUnreadable as error:
+        outcome.failed(delivery, "credential", str(error))
     except BundleUnavailable as error:
         outcome.bundle_missing(delivery, str(error))
     except Exception:

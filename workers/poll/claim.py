@@ -6,9 +6,10 @@ from datetime import datetime
 from django.conf import settings
 from django.db.models import Count, Min, Q
 
-from repos.leases import claim_capped
+from repos.leases import claim_capped, finish
 from repos.models import GitRepo, Remote
 from repos.refs import followed_ref
+from repos.remotes import patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,10 @@ class ClaimedRemote:
 
 
 def claim_remotes(limit: int) -> list[ClaimedRemote]:
-    """Lease at most `limit` due remotes, never more than GIT_HOST_CONCURRENCY of one host over all workers."""
+    """Lease at most `limit` due remotes, never more than GIT_HOST_CONCURRENCY of one host over all workers.
+
+    A remote whose host has asked for patience meanwhile goes back, to be due when that is over.
+    """
     rows, now = claim_capped(
         Remote,
         group="host",
@@ -57,8 +61,16 @@ def claim_remotes(limit: int) -> list[ClaimedRemote]:
         defer=("refs", "recent", "returning"),
         related=("credential",),
     )
-    follows = follows_of([row.pk for row in rows])
-    return [ClaimedRemote(row, now, tuple(follows.get(row.pk, ()))) for row in rows]
+    patient = patience({row.host_id for row in rows}, now) if rows else {}
+    welcome = []
+    for row in rows:
+        until = patient.get((row.host_id, row.credential_id or 0))
+        if until is None:
+            welcome.append(row)
+        else:
+            finish(row, **Remote.due_in(now, (until - now).total_seconds()))
+    follows = follows_of([row.pk for row in welcome])
+    return [ClaimedRemote(row, now, tuple(follows.get(row.pk, ()))) for row in welcome]
 
 
 def follows_of(remotes: list[int]) -> dict[int, list[Follow]]:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import DatabaseError, transaction
-from django.db.models import F
+from django.db.models import Case, F, Q, Value, When
 
 from repos.bulk import finish_many
 from repos.doorbells import ring_on_commit
@@ -19,7 +19,7 @@ from repos.heads import digest_of, only_asked, take_in
 from repos.leases import database_now, finish
 from repos.models import Adoption, Counter, HostNotBefore, Remote
 from repos.refs import Head, head_of
-from repos.remotes import not_before
+from repos.remotes import LONGEST_PATIENCE_SECONDS, patience
 from repos.schedule import next_wait_seconds
 from workers.poll.claim import ClaimedRemote, Follow
 from workers.poll.engine import PollResult
@@ -30,15 +30,20 @@ log = structlog.get_logger(__name__)
 CONFIRM_SECONDS = 2.0
 # How long a host that says 429 without a Retry-After is left alone.
 PATIENCE_SECONDS = 60.0
-LONGEST_PATIENCE_SECONDS = 3600.0
 
-# The row may have been woken, or lost its last follower, while it was being polled.
+# The row may have been woken, be wanted more often, or have lost its last follower, while it was being polled.
+WOKEN = "(t.wakes <> v.wakes_read OR t.interval_seconds < v.interval_read)"
 NEXT_POLL_AT = (
-    "CASE WHEN t.wakes <> v.wakes_read THEN v.woken_at "
+    f"CASE WHEN {WOKEN} THEN v.woken_at "
     "WHEN t.interval_seconds IS NULL AND v.answered >= t.wakes THEN NULL ELSE v.next_poll_at END"
 )
-WAIT_SECONDS = "CASE WHEN t.wakes <> v.wakes_read THEN v.woken_wait ELSE v.wait_seconds END"
-EXTRA = {"wakes_read": "wakes", "woken_at": "next_poll_at", "woken_wait": "wait_seconds"}
+WAIT_SECONDS = f"CASE WHEN {WOKEN} THEN v.woken_wait ELSE v.wait_seconds END"
+EXTRA = {
+    "wakes_read": "wakes",
+    "interval_read": "interval_seconds",
+    "woken_at": "next_poll_at",
+    "woken_wait": "wait_seconds",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,13 @@ def _head(follow: Follow, digest: str, refs: tuple[tuple[str, str], ...]) -> Hea
 
 def store(answers: Sequence[tuple[ClaimedRemote, PollResult]]) -> int:
     """Write the results of a batch and log each; how many were still ours. One bad value never holds back the others."""
-    findings = [understand(claimed, result) for claimed, result in answers]
+    findings = []
+    for claimed, result in answers:
+        try:
+            findings.append(understand(claimed, result))
+        except Exception:
+            log.exception("a poll result is not understood", repository=claimed.remote.url)
+            _give_back(claimed)
     try:
         return _store(findings)
     except (DatabaseError, ValueError, TypeError) as error:
@@ -100,14 +111,15 @@ def store(answers: Sequence[tuple[ClaimedRemote, PollResult]]) -> int:
         try:
             stored += _store([finding])
         except (DatabaseError, ValueError, TypeError) as error:
-            _give_back(finding, str(error))
+            repository = finding.claimed.remote.url
+            log.error("a poll result could not be written", repository=repository, error=str(error)[:200])
+            _give_back(finding.claimed)
     return stored
 
 
-def _give_back(finding: Finding, why: str) -> None:
+def _give_back(claimed: ClaimedRemote) -> None:
     """Schedule the next poll of a remote whose result could not be written, with nothing that came from the result."""
-    remote = finding.claimed.remote
-    log.error("a poll result could not be written", repository=remote.url, error=why[:200])
+    remote, now = claimed.remote, database_now()
     failures = remote.consecutive_failures + 1
     wait = next_wait_seconds(
         remote.interval_seconds or settings.GITREPO_POLLING_INTERVAL,
@@ -115,12 +127,14 @@ def _give_back(finding: Finding, why: str) -> None:
         cap_seconds=settings.GITREPO_BACKOFF_CAP,
         jitter=settings.GITREPO_POLLING_JITTER,
     )
+    woken = ~Q(wakes=remote.wakes)
     try:
         finish(
             remote,
             consecutive_failures=failures,
             last_error="the answer could not be stored: see the worker's log",
-            **Remote.due_in(database_now(), wait),
+            next_poll_at=Case(When(woken, then=Value(now)), default=Value(now + timedelta(seconds=wait))),
+            wait_seconds=wait,
         )
     except DatabaseError as error:
         # The lease runs out, and the remote is polled again.
@@ -130,9 +144,16 @@ def _give_back(finding: Finding, why: str) -> None:
 def _store(findings: Sequence[Finding]) -> int:
     with transaction.atomic():
         now = database_now()
-        _be_patient(findings, now)
-        returning = _store_moved(findings)
-        rows = [(f.claimed.remote, _columns(f, now, f.claimed.remote.pk in returning)) for f in findings]
+        patient = _be_patient(findings, now)
+        # In the order of their keys, as everybody who locks several of them; the updates below have no order.
+        keys = [f.claimed.remote.pk for f in findings]
+        list(Remote.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk").values_list("pk"))
+        _hold_others(findings, patient, now)
+        unsettled = _store_moved(findings)
+        rows = [
+            (f.claimed.remote, _columns(f, now, patient.get(_account(f), now), f.claimed.remote.pk in unsettled))
+            for f in findings
+        ]
         mine = finish_many(rows, expressions={"next_poll_at": NEXT_POLL_AT, "wait_seconds": WAIT_SECONDS}, extra=EXTRA)
         concerned = [f.claimed.remote.pk for f in findings if f.claimed.remote.pk in mine and _concerns_followers(f)]
         if concerned:
@@ -167,36 +188,62 @@ def _concerns_followers(finding: Finding) -> bool:
     return finding.result.error is None and (finding.moved or finding.missing or remote.answered < remote.wakes)
 
 
-def _be_patient(findings: Sequence[Finding], now: datetime) -> None:
-    """Keep the instants before which hosts do not want to be asked again with a credential."""
+def _account(finding: Finding) -> tuple[int, int]:
+    """Whom the host knows: (host, credential or 0)."""
+    return finding.claimed.remote.host_id, finding.claimed.remote.credential_id or 0
+
+
+def _refused(findings: Sequence[Finding]) -> dict[tuple[int, int], float]:
+    """How many seconds of patience were asked for, by account."""
+    seconds: dict[tuple[int, int], float] = {}
     for finding in findings:
-        error, remote = finding.result.error, finding.claimed.remote
-        if error is None or error.cause != "rate-limit":
-            continue
-        seconds = min(error.retry_after_seconds or PATIENCE_SECONDS, LONGEST_PATIENCE_SECONDS)
-        until = now + timedelta(seconds=seconds)
+        error = finding.result.error
+        if error is not None and error.cause == "rate-limit":
+            asked = PATIENCE_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
+            seconds[_account(finding)] = max(asked, seconds.get(_account(finding), 0.0))
+    return seconds
+
+
+def _be_patient(findings: Sequence[Finding], now: datetime) -> dict[tuple[int, int], datetime]:
+    """Keep until when hosts want to be left alone; what is known of that for the hosts of all findings."""
+    known = patience({finding.claimed.remote.host_id for finding in findings}, now)
+    for account, seconds in sorted(_refused(findings).items()):
+        until = now + timedelta(seconds=min(seconds, LONGEST_PATIENCE_SECONDS))
+        known[account] = max(until, known.get(account, until))
+        host, credential = account
         HostNotBefore.objects.update_or_create(
-            host_id=remote.host_id, credential_key=remote.credential_id or 0, defaults={"until": until}
+            host_id=host, credential_key=credential, defaults={"until": known[account]}
         )
-        Remote.objects.filter(
-            host=remote.host_id,
-            credential=remote.credential_id,
-            next_poll_at__lt=until,
-            lease_until__isnull=True,
-        ).update(next_poll_at=until, wait_seconds=seconds)
+    return known
+
+
+def _hold_others(findings: Sequence[Finding], patient: dict[tuple[int, int], datetime], now: datetime) -> None:
+    """Put off the remotes of a host that asked for patience, so that their rows say when. Those that are locked or being
+    polled right now are put off by their claim (workers.poll.claim).
+    """
+    for account in sorted(_refused(findings)):
+        host, credential = account
+        until = patient[account]
+        others = Remote.objects.filter(
+            host=host, credential=credential or None, next_poll_at__lt=until, lease_until__isnull=True
+        )
+        keys = list(others.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True))
+        Remote.objects.filter(pk__in=keys).update(next_poll_at=until, wait_seconds=(until - now).total_seconds())
 
 
 def _store_moved(findings: Sequence[Finding]) -> set[int]:
-    """Store the refs of the answers that moved; the remotes with a head that waits for a second poll's word."""
+    """Store the refs of the answers that moved; the remotes with a head that came back and was not there last time: it
+    waits for a second poll's word. Where heads come and go at every poll, nobody waits longer than that.
+    """
     moved = {f.claimed.remote.pk: f for f in findings if f.moved}
-    returning = set()
+    unsettled = set()
     tokens = {f.claimed.remote.lease_token for f in moved.values()}
     stored = Remote.objects.filter(pk__in=moved, lease_token__in=tokens).order_by("pk")
     for remote in stored.only("refs", "recent", "returning", "change", "lease_token", "asked"):
         finding = moved[remote.pk]
         heads = take_in(remote.refs, remote.recent, remote.returning, finding.refs)
-        if heads.returning:
-            returning.add(remote.pk)
+        if heads.returning and not remote.returning:
+            unsettled.add(remote.pk)
         columns: dict[str, Any] = {
             "refs": heads.refs,
             "recent": heads.recent,
@@ -208,16 +255,17 @@ def _store_moved(findings: Sequence[Finding]) -> set[int]:
         if heads.refs != remote.refs or remote.asked != finding.claimed.asked:
             columns["change"] = F("change") + 1
         Remote.objects.filter(pk=remote.pk, lease_token=finding.claimed.remote.lease_token).update(**columns)
-    return returning
+    return unsettled
 
 
-def _columns(finding: Finding, now: datetime, returning: bool) -> dict[str, Any]:
-    """The columns that one poll writes back to its Remote."""
+def _columns(finding: Finding, now: datetime, patient_until: datetime, unsettled: bool) -> dict[str, Any]:
+    """The columns that one poll writes back to its Remote, whose host wants to be left alone until `patient_until`."""
     claimed, result = finding.claimed, finding.result
     remote = claimed.remote
     ok = result.error is None
     failures = 0 if ok else remote.consecutive_failures + 1
-    waited_for = remote.answered < remote.wakes
+    # Somebody waits for an answer that this one is not yet.
+    asked_again = ok and unsettled and remote.answered < remote.wakes
     wait = next_wait_seconds(
         remote.interval_seconds or settings.GITREPO_POLLING_INTERVAL,
         failures,
@@ -225,9 +273,8 @@ def _columns(finding: Finding, now: datetime, returning: bool) -> dict[str, Any]
         jitter=settings.GITREPO_POLLING_JITTER,
     )
     scheduled = claimed.claimed_at + timedelta(seconds=wait)
-    if ok and returning and waited_for:
+    if asked_again:
         scheduled = now + timedelta(seconds=min(CONFIRM_SECONDS, wait))
-    patient_until = not_before(remote.host_id, remote.credential_id, now) if not ok else now
     scheduled = max(scheduled, patient_until)
     return {
         "next_poll_at": scheduled,
@@ -239,8 +286,9 @@ def _columns(finding: Finding, now: datetime, returning: bool) -> dict[str, Any]
         "consecutive_failures": failures,
         "last_error": "" if result.error is None else cut(result.error.message),
         "health_changed_at": now if bool(failures) != bool(remote.consecutive_failures) else remote.health_changed_at,
-        "answered": remote.wakes if ok and not (returning and waited_for) else remote.answered,
+        "answered": remote.wakes if ok and not asked_again else remote.answered,
         "wakes_read": remote.wakes,
+        "interval_read": remote.interval_seconds,
         "woken_at": patient_until,
         "woken_wait": (patient_until - now).total_seconds(),
     }

@@ -35,3 +35,8 @@ def gone(variable: str, *, seconds: float = 10) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def open_files(pid: int) -> set[Path]:
+    """What its descriptors lead to."""
+    return {link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()}

@@ -89,6 +89,7 @@ def test_words_are_cut_to_their_end() -> None:
     [
         "x" * 60_000,
         "packed object " * 4_000,
+        "cannot create " * 4_500,
         "a://" * 15_000,
         "a://b:" * 10_000,
         "-> \n" * 15_000,

@@ -17,7 +17,7 @@ import pytest
 
 from tests.git_servers import GitServer, Repository
 from tests.workers.fetch.conftest import Fetch
-from tests.workers.fetch.processes import gone, processes_with, running
+from tests.workers.fetch.processes import gone, open_files, processes_with, running
 from workers.fetch.errors import GitError, GitMissing, GitTimeout, MirrorBusy, cleaner
 from workers.fetch.git import GitCall, GitFailed, child, run
 from workers.fetch.mirror import Mirror
@@ -219,8 +219,10 @@ class TestKilledWorker:
                 while not list(mirror.folder.glob("objects/pack/tmp_pack_*")) and time.monotonic() < end:
                     time.sleep(0.01)
                 assert list(mirror.folder.glob("objects/pack/tmp_pack_*"))
-            lines = " ".join(running(variable, "remote-http").values())
-            assert "canary-token" not in lines
+            found = running(variable, "remote-http")
+            assert "canary-token" not in " ".join(found.values())
+            # If one of them outlived the worker, the mirror would still be locked.
+            assert all(mirror.lock_file in open_files(pid) for pid, line in found.items() if "remote-http" in line)
             with pytest.raises(GitError) as busy:
                 fetch(server.url(repository), commit)
             assert busy.value.cause == "busy"

@@ -41,6 +41,7 @@ def test_it_is_complete_and_clean(run_folder: Path, monkeypatch: pytest.MonkeyPa
         assert env["HTTPS_PROXY"] == "http://proxy.example.com:3128"
         assert list(Path(env["HOME"]).iterdir()) == []
         assert env["GIT_TERMINAL_PROMPT"] == "0"
+        assert (env["GIT_CONFIG_NOSYSTEM"], env["GIT_CONFIG_GLOBAL"]) == ("1", os.devnull)
         config = config_of(env)
         assert config["core.hooksPath"] == os.devnull
         assert config["http.followRedirects"] == "false"

@@ -1,0 +1,174 @@
+"""Forms whose rules are those of the models and of the doors, said beside the field that breaks them."""
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+
+from repos import registration
+from repos.drivers import validate_driver_settings
+from repos.models import Cluster, ClusterGroup, Credential, GitRepo
+
+# Generic for the type checker alone.
+if TYPE_CHECKING:
+    _Form = forms.ModelForm[Any]
+else:
+    _Form = forms.ModelForm
+
+
+class WriteOnlyTextarea(forms.Textarea):
+    """A password field that keeps line ends, which private keys have. What is stored or was typed is never sent back."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            attrs={
+                "rows": 4,
+                "cols": 80,
+                "autocomplete": "off",
+                "autocapitalize": "off",
+                "spellcheck": "false",
+                "style": "-webkit-text-security: disc",
+            }
+        )
+
+    def format_value(self, value: Any) -> None:  # noqa: ARG002
+        return None
+
+
+class JsonForm(_Form):
+    """Runs every rule on JSON fields: Django passes by an empty list or object, also where one is not meant."""
+
+    empty: dict[str, type] = {}
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        for name, kind in self.empty.items():
+            if name not in self.fields or name in self.errors:
+                continue
+            value = cleaned.get(name)
+            if value is None:
+                value = cleaned[name] = kind()
+            try:
+                if not isinstance(value, kind):
+                    raise ValidationError("This is a list." if kind is list else "This is an object.")
+                for validate in self._meta.model._meta.get_field(name).validators:
+                    validate(value)
+            except ValidationError as error:
+                self.add_error(name, error)
+        return cleaned
+
+    def refuse(self, error: ValidationError) -> None:
+        """Show a door's refusal, at its field if the form has that."""
+        if not hasattr(error, "error_dict"):
+            self.add_error(None, error)
+            return
+        for name, inner in error.error_dict.items():
+            for each in inner:
+                self.add_error(name if name in self.fields else None, each)
+
+
+class GitRepoForm(JsonForm):
+    empty = {"paths": list, "targets": list}
+
+    class Meta:
+        model = GitRepo
+        fields = [
+            "name",
+            "url",
+            "branch",
+            "tag",
+            "semver",
+            "commit",
+            "paths",
+            "polling_interval",
+            "disable_polling",
+            "paused",
+            "credential",
+            "ca_bundle",
+            "insecure_skip_tls_verify",
+            "targets",
+            "correct_drift",
+            "keep_resources",
+        ]
+        widgets = {
+            "url": forms.TextInput(attrs={"size": 80}),
+            "paths": forms.Textarea(attrs={"rows": 3, "cols": 80}),
+            "targets": forms.Textarea(attrs={"rows": 5, "cols": 80}),
+        }
+        help_texts = {
+            "paths": 'A list, as in ["deploy", "apps/*"]. Empty: the whole repository.',
+            "targets": 'A list, as in [{"cluster": "prod-eu"}, {"cluster_selector": {"matchLabels": {"env": "prod"}}}, '
+            '{"cluster_group": "eu"}].',
+            "branch": "At most one of branch, tag, semver and commit; none follows the remote's HEAD.",
+        }
+
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if self.instance.pk is None and GitRepo.objects.alive().filter(name=name).exists():
+            raise ValidationError("A GitRepo with this name exists already.")
+        return name
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc]
+        if self.errors:
+            return
+        before = GitRepo.objects.filter(pk=self.instance.pk).first() if self.instance.pk else None
+        try:
+            registration.check_spec(self.instance, before)
+        except ValidationError as error:
+            self.refuse(error)
+
+
+class ClusterForm(JsonForm):
+    empty = {"labels": dict, "settings": dict}
+
+    class Meta:
+        model = Cluster
+        fields = ["name", "labels", "driver", "settings"]
+        widgets = {
+            "labels": forms.Textarea(attrs={"rows": 3, "cols": 80}),
+            "settings": forms.Textarea(attrs={"rows": 4, "cols": 80}),
+        }
+        help_texts = {
+            "labels": 'An object of texts, as in {"env": "prod"}.',
+            "settings": 'The driver\'s, as in {"path": "/srv/clusters/prod-eu", "keep_releases": 3}.',
+        }
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc]
+        if self.errors:
+            return
+        try:
+            validate_driver_settings(self.cleaned_data["driver"], self.cleaned_data["settings"])
+        except ValidationError as error:
+            self.add_error("settings", error)
+
+
+class ClusterGroupForm(JsonForm):
+    empty = {"selector": dict}
+
+    class Meta:
+        model = ClusterGroup
+        fields = ["name", "selector"]
+        widgets = {"selector": forms.Textarea(attrs={"rows": 4, "cols": 80})}
+        help_texts = {"selector": 'As in {"matchLabels": {"env": "prod"}}; {} selects every cluster.'}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "selector" in self.fields:
+            self.fields["selector"].required = False
+
+
+class CredentialForm(_Form):
+    new_secret = forms.CharField(
+        label="Secret",
+        required=False,
+        strip=False,
+        max_length=65536,
+        widget=WriteOnlyTextarea,
+        help_text="The password, the token or the private key. Left empty, the stored one stays. It is never shown.",
+    )
+
+    class Meta:
+        model = Credential
+        fields = ["name", "kind", "username", "known_hosts"]
