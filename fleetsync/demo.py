@@ -23,6 +23,8 @@ NAME = "demo"
 READY_TIMEOUT = 90.0
 DELIVERY_TIMEOUT = 90.0
 GIT_TIMEOUT = 30.0
+# Below the GitRepo's folder at the cluster: the release that is applied, and the demo's one file in it.
+FILE = Path("current") / "deploy" / "message.txt"
 
 # Never the user's own configuration: no hooks, no signing, no templates, no other name.
 _GIT_ENVIRONMENT = {
@@ -73,22 +75,17 @@ class Api:
 
     def make(self, path: str, body: dict[str, object]) -> None:
         """POSTs `body`; what is there already by that name is left as it is."""
-        if self.request("GET", f"{path}{body['name']}/")[0] == 200:
-            return
         status, answer = self.request("POST", path, body)
-        if status != 201:
+        if status != 201 and self.request("GET", f"{path}{body['name']}/")[0] != 200:
             raise DemoError(f"POST {path} answered {status}: {json.dumps(answer)}")
 
 
-def wait_for(what: str, timeout: float, look: Callable[[], tuple[bool, str]]) -> None:
-    """Asks `look` until its first value is true; after `timeout` s raises DemoError with its second."""
+def wait_for(what: str, timeout: float, happened: Callable[[], bool], explain: Callable[[], str]) -> None:
+    """Asks `happened` until it has; after `timeout` seconds raises DemoError with what `explain` finds."""
     deadline = time.monotonic() + timeout
-    while True:
-        done, seen = look()
-        if done:
-            return
+    while not happened():
         if time.monotonic() > deadline:
-            raise DemoError(f"{what} did not happen within {timeout:g} s; last seen: {seen}")
+            raise DemoError(f"{what} did not happen within {timeout:g} s; {explain()}")
         time.sleep(0.2)
 
 
@@ -100,11 +97,11 @@ def greet(say: Say) -> Api:
     user = get_user_model().objects.get(username="admin")
     api = Api(f"http://{address}:{settings.PORT}", Token.objects.get(user=user).key)
 
-    def ready() -> tuple[bool, str]:
+    def explain() -> str:
         status, answer = api.request("GET", "/readyz")
-        return status == 200, f"/readyz answered {status or 'not at all'} {json.dumps(answer)}"
+        return f"/readyz answered {status or 'not at all'}: {json.dumps(answer)}"
 
-    wait_for("the web process being ready", READY_TIMEOUT, ready)
+    wait_for("readiness", READY_TIMEOUT, lambda: api.request("GET", "/readyz")[0] == 200, explain)
     password = (settings.DATA_DIR / "admin_password").read_text().strip()
     if not user.check_password(password):
         password = "(changed since the first run)"  # noqa: S105 - a remark
@@ -193,6 +190,7 @@ def show(api: Api, began: float, say: Say) -> None:
             f"the delivery of {commit[:12]}",
             DELIVERY_TIMEOUT,
             functools.partial(delivered, api, target, commit, text),
+            functools.partial(where_it_is, api, target),
         )
         now = time.monotonic()
         since = f", {now - began:.1f} s after the start" if number == 1 else ""
@@ -219,19 +217,25 @@ def register(api: Api, repository: DemoRepository, target: Path) -> None:
     )
 
 
-def delivered(api: Api, target: Path, commit: str, text: str) -> tuple[bool, str]:
-    """Whether `commit` is shown as Ready and its file has arrived, and what is shown instead."""
+def delivered(api: Api, target: Path, commit: str, text: str) -> bool:
+    """Whether the file has arrived and `commit` is shown as Ready. The file is asked first: it costs no request."""
+    try:
+        if (target / NAME / FILE).read_text() != text:
+            return False
+    except OSError:
+        return False
+    code, answer = api.request("GET", f"/api/v1/gitrepos/{NAME}/")
+    return code == 200 and answer["status"]["display_state"] == "Ready" and answer["status"]["commit"] == commit
+
+
+def where_it_is(api: Api, target: Path) -> str:
+    """What is shown and what is there, for somebody who waited in vain."""
     code, answer = api.request("GET", f"/api/v1/gitrepos/{NAME}/")
     if code != 200:
-        return False, f"the API answered {code or 'not at all'}: {json.dumps(answer)}"
+        return f"the API answered {code or 'not at all'}: {json.dumps(answer)}"
     status = answer["status"]
-    if status["display_state"] != "Ready" or status["commit"] != commit:
-        return False, (
-            f"display state {status['display_state']}, commit {status['commit'] or 'none'}, "
-            f"message {status.get('message') or status.get('last_error') or 'none'}"
-        )
-    try:
-        content = (target / NAME / "current" / "deploy" / "message.txt").read_text()
-    except OSError as error:
-        return False, f"Ready, but {error.filename}: {error.strerror}"
-    return content == text, f"Ready, but the file holds {content!r}"
+    file = "is there" if (target / NAME / FILE).exists() else "is not there"
+    return (
+        f"display state {status['display_state']}, commit {status['commit'] or 'none'}, "
+        f"message {status.get('message') or status.get('last_error') or 'none'}; {target / NAME / FILE} {file}"
+    )

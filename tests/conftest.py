@@ -1,13 +1,24 @@
-"""Users and clients for the tests of the doors."""
+"""The database that tests run on, and users and clients for the tests of the doors."""
 
 from collections.abc import Callable
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
 from rest_framework.authtoken.models import Token
 from rest_framework.test import APIClient
 
 ClientOf = Callable[..., APIClient]
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    django_db_modify_db_settings_parallel_suffix: None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """SQLite's tests run on a file, as the program does: there threads and processes lock one another as they should."""
+    if connection.vendor == "sqlite":
+        connection.settings_dict["TEST"]["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
 
 
 @pytest.fixture
@@ -26,8 +37,17 @@ def client_of(db: None) -> ClientOf:
 
 
 @pytest.fixture
-def api(admin_user: User) -> APIClient:
-    """A REST client with the token of a superuser."""
+def api(db: None) -> APIClient:
+    """A REST client with the token of a superuser, who has no password: hashing one takes longer than most tests."""
     client = APIClient()
-    client.credentials(HTTP_AUTHORIZATION=f"Token {Token.objects.create(user=admin_user).key}")
+    user = User.objects.create_superuser("operator")
+    client.credentials(HTTP_AUTHORIZATION=f"Token {Token.objects.create(user=user).key}")
+    return client
+
+
+@pytest.fixture
+def page(db: None) -> Client:
+    """A browser in which a superuser is logged in."""
+    client = Client()
+    client.force_login(User.objects.create_superuser("browser"))
     return client

@@ -25,7 +25,7 @@ from repos.models import Bundle, Counter, GitRepo, Mirror, Remote, Revision, Syn
 from repos.schedule import next_wait_seconds
 from workers.access import access_of
 from workers.bundle.build import build
-from workers.bundle.errors import BundleCorrupt, BundleError, BundleMissing
+from workers.bundle.errors import BundleCorrupt, BundleError, BundleMissing, ContentChanged
 from workers.bundle.select import Limits, list_entries, selection_key
 from workers.bundle.store import BundleStore
 from workers.content import Bundle as BundleContent
@@ -223,9 +223,12 @@ def make(work: Work, renewer: Renewer) -> Made:
             log.info("fetched", bytes=report.bytes, seconds=round(report.seconds, 3), asked_remote=report.fetched)
             try:
                 return bundle(work, folder, until - time.monotonic())
-            except MirrorCorrupt:
+            except (MirrorCorrupt, ContentChanged):
                 folder.remove()
                 raise
+            finally:
+                if folder.maintenance_due():
+                    folder.maintain(deadline_seconds=settings.GIT_FETCH_TIMEOUT)
     finally:
         now = database_now()
         finish(row, **Mirror.due_in(now, 0), last_fetch_at=now, last_used_at=now, **size)

@@ -14,6 +14,7 @@ from repos import registration
 from repos.admin.base import LATEST, SHORT, DoorAdmin, cut, sentences, table
 from repos.admin.forms import GitRepoForm
 from repos.display_states import with_display_state
+from repos.events import events_of
 from repos.models import DeliveryRecord, GitRepo
 from repos.status import DISPLAY_STATES, statuses
 
@@ -279,7 +280,7 @@ class GitRepoAdmin(DoorAdmin):
 
     @admin.display(description="events")
     def recent_events(self, gitrepo: GitRepo) -> SafeString:
-        rows = gitrepo.events.order_by("-last_at", "-pk")[:LATEST]
+        rows = events_of(gitrepo)[:LATEST]
         return table(
             ["type", "reason", "message", "count", "last"],
             ([e.type, e.reason, e.message, e.count, e.last_at] for e in rows),

@@ -27,6 +27,7 @@ from repos.api.serializers import (
     CredentialSerializer,
     GitRepoSerializer,
 )
+from repos.events import events_of
 from repos.manifests import read_manifests
 from repos.models import Cluster, ClusterGroup, Credential, Delivery, GitRepo
 from repos.status import statuses
@@ -260,7 +261,7 @@ class GitRepoViewSet(NamedViewSet):
     @listed(ledger.EventSerializer, "What happened, newest first")
     @action(detail=True)
     def events(self, *_: Any, **__: Any) -> Response:
-        return self.paged(self.row().events.order_by("-last_at", "-pk"), ledger.EventSerializer)
+        return self.paged(events_of(self.row()), ledger.EventSerializer)
 
     @extend_schema(
         summary="Answers when a revision has ended, or the time is over",

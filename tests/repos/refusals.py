@@ -33,7 +33,7 @@ URLS = {
     "4 control character": "https://git.example.com/a\x01b",
     "4 carriage return": "https://git.example.com/a\r\nb",
     "4 space": "https://git.example.com/a b",
-    "4 host beyond ASCII": "https://gіt.example.com/a",  # noqa: RUF001
+    "4 host beyond ASCII": "https://gіt.example.com/a",
     "5 credentials": f"https://user:{CANARY}@git.example.com/x.git",
     "5 token in the query": f"https://git.example.com/x.git?private_token={CANARY}",
     "6 loopback": "https://127.0.0.1/x",

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from rest_framework.test import APIClient
 
 from repos import registration
-from repos.models import Cluster, Credential, Delivery, GitRepo, Remote, SyncJob
+from repos.models import Cluster, Credential, Delivery, GitRepo, Remote
 from tests.repos.refusals import CANARY
 
 pytestmark = pytest.mark.django_db
@@ -72,7 +72,13 @@ def test_what_is_written_is_read(api: APIClient) -> None:
     assert body["generation"] == 1
     assert set(body["status"]) >= STATUS
     assert body["status"]["display_state"] == "Pending"
-    assert [c["type"] for c in body["status"]["conditions"]] == ["Ready", "GitPolling", "Reconciling", "Stalled", "Accepted"]
+    assert [c["type"] for c in body["status"]["conditions"]] == [
+        "Ready",
+        "GitPolling",
+        "Reconciling",
+        "Stalled",
+        "Accepted",
+    ]
     assert CANARY not in made.content.decode()
 
 
@@ -276,14 +282,15 @@ def test_a_manifest_that_asks_for_what_we_lack(api: APIClient) -> None:
 # -- when the database is busy ---------------------------------------------------------------------------------------
 
 
-def test_a_busy_database(api: APIClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def locked(*_: Any) -> None:
-        raise OperationalError("database is locked")
+def test_a_busy_database(api: APIClient) -> None:
+    def locked(execute: Any, sql: str, *rest: Any) -> Any:
+        if "repos_gitrepo" in sql and sql.startswith("INSERT"):
+            raise OperationalError("database is locked")
+        return execute(sql, *rest)
 
-    monkeypatch.setattr(registration, "database_now", locked)
-    response = api.post(URL, SPEC, format="json")
+    with connection.execute_wrapper(locked):
+        response = api.post(URL, SPEC, format="json")
     assert response.status_code == 503
     assert response["Retry-After"] == "1"
     assert "try again" in response.json()["detail"]
-    assert not GitRepo.objects.exists()
-    assert not SyncJob.objects.exists()
+    assert not Remote.objects.exists(), "nothing is half saved"

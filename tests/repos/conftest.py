@@ -1,0 +1,16 @@
+"""No broker: doorbells are rung in vain, and nothing else changes."""
+
+from collections.abc import Iterator
+
+import pytest
+from pytest_django import Settings
+
+from fleetsync.redis import redis_client
+
+
+@pytest.fixture(autouse=True)
+def no_broker(settings: Settings) -> Iterator[None]:
+    redis_client.cache_clear()
+    settings.REDIS_URL = "redis+socket:///nonexistent/redis.sock"
+    yield
+    redis_client.cache_clear()

@@ -1,0 +1,505 @@
+"""The one queue: each row is claimed by one, written by its holder alone, and never lost."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import connection, connections, transaction
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_django import Settings
+
+from repos.leases import (
+    Renewer,
+    claim,
+    claim_capped,
+    claimable,
+    database_now,
+    finish,
+    heal,
+    live_leases,
+    longest_lease_seconds,
+    renew,
+    within_cap,
+)
+from repos.models import Chore, Delivery, Host, Remote
+from tests.core import bundle, cluster, expire, fresh, is_postgresql, later, register, synced
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def chore(name: str = "one", **columns: object) -> Chore:
+    return Chore.objects.create(name=name, **{"due_at": later(-1), **columns})
+
+
+def take_one() -> Chore:
+    [row] = claim(Chore, limit=1, seconds=30)
+    return row
+
+
+def remotes(count: int, *, hosts: int = 1) -> None:
+    """`count` due Remotes, dealt to `hosts` hosts in turn."""
+    made = [Host.objects.create(name=f"git{number}.example.com", port=443) for number in range(hosts)]
+    Remote.objects.bulk_create(
+        Remote(
+            identity=f"{number}", url=f"https://x/{number}", host=made[number % hosts], **Remote.due_in(later(-5), 0)
+        )
+        for number in range(count)
+    )
+
+
+# -- claiming ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_due_row_is_claimed_once() -> None:
+    chore()
+
+    row = take_one()
+
+    assert claim(Chore, limit=1, seconds=30) == []
+    stored = fresh(row)
+    assert stored.lease_token == row.lease_token is not None
+    assert 25 < (stored.lease_until - database_now()).total_seconds() <= 30
+    assert stored.lease_owner == f"{os.uname().nodename}:{os.getpid()}"
+    assert (stored.crashes, row.crashes) == (0, 0)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("due_seconds", "lease_seconds", "is_claimed"),
+    [
+        pytest.param(-1, None, True, id="due"),
+        pytest.param(60, None, False, id="not yet due"),
+        pytest.param(None, None, False, id="nothing to do"),
+        pytest.param(-1, 20, False, id="held"),
+        pytest.param(-1, -1, True, id="a lease that ran out"),
+        pytest.param(-1, 3600, True, id="a lease that no clock of ours could have given"),
+        pytest.param(60, -1, False, id="ran out but not due"),
+    ],
+)
+def test_what_is_claimable(due_seconds: float | None, lease_seconds: float | None, is_claimed: bool) -> None:
+    row = chore(
+        due_at=None if due_seconds is None else later(due_seconds),
+        lease_until=None if lease_seconds is None else later(lease_seconds),
+        lease_token=None if lease_seconds is None else uuid.uuid4(),
+    )
+
+    assert Chore.objects.filter(claimable(Chore, database_now())).exists() == is_claimed
+    assert claim(Chore, limit=5, seconds=30) == ([row] if is_claimed else [])
+
+
+@pytest.mark.django_db
+def test_the_oldest_go_first_and_no_more_than_asked_for() -> None:
+    for name, seconds in (("young", -1), ("old", -30), ("middle", -10)):
+        chore(name, due_at=later(seconds))
+
+    assert [row.name for row in claim(Chore, limit=2, seconds=30)] == ["old", "middle"]
+
+
+@pytest.mark.django_db
+def test_extra_columns_are_set_with_the_claim() -> None:
+    chore()
+
+    [row] = claim(Chore, limit=1, seconds=30, extra={"rounds": 7})
+
+    assert (row.rounds, fresh(row).rounds) == (7, 7)
+
+
+@pytest.mark.django_db
+def test_a_lease_that_would_count_as_expired_at_once_is_not_given() -> None:
+    chore()
+
+    with pytest.raises(ValueError, match="lease"):
+        claim(Chore, limit=1, seconds=longest_lease_seconds() + 1)
+
+
+# -- the fence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_the_holder_writes_and_gives_back() -> None:
+    chore()
+    row = take_one()
+
+    assert finish(row, rounds=3, **Chore.not_due())
+
+    stored = fresh(row)
+    assert (stored.rounds, stored.due_at, stored.lease_token, stored.lease_until) == (3, None, None, None)
+    assert (stored.lease_owner, stored.crashes) == ("", 0)
+
+
+@pytest.mark.django_db
+def test_nobody_writes_what_somebody_else_holds() -> None:
+    chore()
+    frozen = take_one()
+    expire(frozen)
+    other = take_one()
+
+    assert not finish(frozen, rounds=99)
+    assert not renew(frozen, 30)
+
+    stored = fresh(other)
+    assert (stored.rounds, stored.lease_token) == (0, other.lease_token)
+
+
+@pytest.mark.django_db
+def test_a_result_is_written_once() -> None:
+    chore()
+    row = take_one()
+    assert finish(row, rounds=1)
+
+    assert not finish(row, rounds=2)
+
+    assert fresh(row).rounds == 1
+
+
+@pytest.mark.django_db
+def test_a_row_that_was_never_claimed_is_written_by_nobody() -> None:
+    row = chore()
+
+    assert not finish(row, rounds=1)
+
+
+@pytest.mark.django_db
+def test_a_late_holder_still_writes_while_nobody_took_over() -> None:
+    chore()
+    row = take_one()
+    expire(row)
+
+    assert finish(row, rounds=1)
+
+
+@pytest.mark.django_db
+def test_renewing_prolongs() -> None:
+    chore()
+    row = take_one()
+    expire(row)
+
+    assert renew(row, 30)
+
+    assert claim(Chore, limit=1, seconds=30) == []
+
+
+@pytest.mark.django_db
+def test_claims_that_end_without_a_word_are_counted() -> None:
+    chore()
+    for crashes in range(3):
+        row = take_one()
+        assert row.crashes == fresh(row).crashes == crashes
+        expire(row)
+
+    assert finish(take_one())
+
+    assert take_one().crashes == 0
+
+
+# -- clocks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("due_seconds", "wait_seconds", "is_healed"),
+    [
+        pytest.param(15, 15, False, id="just set"),
+        pytest.param(18, 15, False, id="within the slack"),
+        pytest.param(30, 15, True, id="further away than it was set"),
+        pytest.param(86400 * 365, 15, True, id="set by a clock a year ahead"),
+        pytest.param(3600, 3600, False, id="a long wait that was meant"),
+        pytest.param(-100, 15, False, id="overdue"),
+    ],
+)
+def test_an_instant_beyond_its_own_horizon_is_due(due_seconds: float, wait_seconds: float, is_healed: bool) -> None:
+    row = chore(due_at=later(due_seconds), wait_seconds=wait_seconds)
+    nothing = chore("nothing", due_at=None)
+
+    assert heal(Chore, database_now()) == int(is_healed)
+
+    stored = fresh(row)
+    assert (stored.due_at <= database_now()) == (is_healed or due_seconds < 0)
+    assert fresh(nothing).due_at is None
+
+
+@pytest.mark.django_db
+def test_the_clock_is_the_databases() -> None:
+    assert abs(database_now() - datetime.now(UTC)) < timedelta(seconds=5)
+    first = database_now()
+    assert database_now() > first  # not frozen at the start of the transaction
+
+
+# -- the cap -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_no_host_gets_more_than_its_cap() -> None:
+    remotes(20, hosts=2)
+
+    rows, _ = claim_capped(Remote, group="host", cap=3, limit=50, seconds=30)
+
+    assert Counter(row.host_id for row in rows) == dict.fromkeys(Host.objects.values_list("pk", flat=True), 3)
+    assert claim_capped(Remote, group="host", cap=3, limit=50, seconds=30)[0] == []
+    assert claim_capped(Remote, group="host", cap=4, limit=50, seconds=30)[0] != []
+
+
+@pytest.mark.django_db
+def test_a_full_host_takes_no_place_in_the_batch() -> None:
+    remotes(30, hosts=1)
+    claim_capped(Remote, group="host", cap=5, limit=5, seconds=30)
+    other = Host.objects.create(name="other.example.com", port=443)
+    Remote.objects.create(identity="y", url="https://y", host=other, **Remote.due_in(later(-1), 0))
+
+    rows, _ = claim_capped(Remote, group="host", cap=5, limit=5, seconds=30)
+
+    assert [row.host_id for row in rows] == [other.pk]
+
+
+@pytest.mark.django_db
+def test_a_silent_host_never_fills_a_batch() -> None:
+    """Its rows are the oldest by far, and there are more of them than the batch takes."""
+    remotes(60, hosts=1)
+    Remote.objects.update(**Remote.due_in(later(-1000), 0))
+    other = Host.objects.create(name="other.example.com", port=443)
+    Remote.objects.create(identity="y", url="https://y", host=other, **Remote.due_in(later(-1), 0))
+
+    rows, _ = claim_capped(Remote, group="host", cap=20, limit=50, seconds=30)
+
+    assert other.pk in {row.host_id for row in rows}
+
+
+@pytest.mark.django_db
+def test_leases_that_count_as_expired_fill_no_cap() -> None:
+    """A clock that ran ahead leaves leases behind that nobody has: they must not shut the host."""
+    remotes(4)
+    Remote.objects.filter(identity__in="12").update(lease_until=later(86400), lease_token=uuid.uuid4())
+
+    assert live_leases(Remote, "host", database_now()) == {}
+    assert len(claim_capped(Remote, group="host", cap=2, limit=9, seconds=30)[0]) == 2
+
+
+@pytest.mark.django_db
+def test_a_claim_reads_what_was_asked_for_with_the_rows() -> None:
+    gitrepo = register()
+    revision = synced(gitrepo)
+    Delivery.objects.create(
+        gitrepo=gitrepo, cluster=cluster(), wanted_revision=revision, wanted_bundle=revision.bundle, due_at=later(-1)
+    )
+
+    [row], _ = claim_capped(Delivery, group="cluster", cap=1, limit=1, seconds=30, related=("gitrepo", "wanted_bundle"))
+
+    assert row.lease_token == fresh(row).lease_token is not None
+    assert "wanted_bundle" in row._state.fields_cache and row.wanted_bundle == revision.bundle
+
+
+@given(
+    candidates=st.lists(st.tuples(st.integers(), st.integers(0, 3)), unique_by=lambda pair: pair[0]),
+    live=st.dictionaries(st.integers(0, 3), st.integers(0, 5)),
+    cap=st.integers(1, 4),
+)
+def test_within_cap(candidates: list[tuple[int, int]], live: dict[int, int], cap: int) -> None:
+    chosen = within_cap(candidates, live, cap)
+    groups = dict(candidates)
+
+    used = Counter(groups[key] for key in chosen)
+    assert all(live.get(group, 0) + count <= cap for group, count in used.items())
+    # Nobody is left out while there is room, and the order is kept.
+    assert chosen == [key for key, _ in candidates if key in set(chosen)]
+    for key, group in candidates:
+        assert key in chosen or live.get(group, 0) + used[group] >= cap
+
+
+# -- renewing ------------------------------------------------------------------------------------------------------
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lease_is_renewed_while_its_work_runs(settings: Settings) -> None:
+    chore()
+    row = take_one()
+    before = row.lease_until
+
+    with Renewer(0.6) as renewer, renewer.keeping(row, deadline_seconds=60):
+        wait_for(lambda: fresh(row).lease_until != before)
+        expired_at = fresh(row).lease_until
+        wait_for(lambda: fresh(row).lease_until > expired_at)
+
+    stopped_at = fresh(row).lease_until
+    time.sleep(0.5)
+    assert fresh(row).lease_until == stopped_at
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lease_is_not_renewed_beyond_its_deadline() -> None:
+    chore()
+    row = take_one()
+
+    with Renewer(0.3) as renewer, renewer.keeping(row, deadline_seconds=0.0):
+        time.sleep(0.5)
+        assert fresh(row).lease_until == row.lease_until
+
+
+@pytest.mark.django_db(transaction=True)
+def test_letting_go_of_a_lost_lease_keeps_the_new_one() -> None:
+    """A process that was frozen claims the row again before the thread with the old lease has ended."""
+    chore()
+    old = take_one()
+    expire(old)
+    new = take_one()
+    with Renewer(0.3) as renewer, renewer.keeping(new, deadline_seconds=60):
+        with renewer.keeping(old, deadline_seconds=60):
+            pass
+        wait_for(lambda: fresh(new).lease_until != new.lease_until)
+
+
+# -- several processes on the real database ------------------------------------------------------------------------
+
+CLAIMS = """
+import sys, time, django
+django.setup()
+from repos.leases import claim, database_now
+from repos.models import Chore
+print("ready", flush=True)
+sys.stdin.readline()
+while rows := claim(Chore, limit=7, seconds=60):
+    print(*[row.pk for row in rows], flush=True)
+"""
+
+CAPPED = """
+import random, sys, time, django
+django.setup()
+from collections import Counter
+from repos.leases import claim_capped, finish, live_leases, database_now
+from repos.models import Remote
+print("ready", flush=True)
+sys.stdin.readline()
+idle = 0
+while idle < 20:
+    rows, _ = claim_capped(Remote, group="host", cap=3, limit=4, seconds=60)
+    idle = 0 if rows else idle + 1
+    most = max(live_leases(Remote, "host", database_now()).values(), default=0)
+    print("most", most, flush=True)
+    time.sleep(random.random() * 0.01)
+    for row in rows:
+        assert finish(row, **Remote.not_due())
+        print("done", row.pk, flush=True)
+"""
+
+
+def run_together(script: str, count: int) -> list[list[str]]:
+    """The lines that `count` processes print that run `script` at the same moment on the test database."""
+    database = connection.settings_dict
+    if is_postgresql():
+        host = f"{database['HOST']}:{database['PORT'] or 5432}"
+        url = f"postgres://{database['USER']}:{database['PASSWORD']}@{host}/{database['NAME']}"
+    else:
+        url = f"sqlite:///{database['NAME']}"
+    env = {**os.environ, "DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "fleetsync.settings"}
+    env["DATA_DIR"] = str(django_settings.DATA_DIR)
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], env=env, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(count)
+    ]
+    for child in children:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    outputs = [child.communicate(timeout=60)[0].splitlines() for child in children]
+    assert [child.returncode for child in children] == [0] * count
+    return outputs
+
+
+@pytest.mark.django_db(transaction=True)
+def test_processes_claim_each_row_once() -> None:
+    Chore.objects.bulk_create(Chore(name=str(number), due_at=later(-5)) for number in range(300))
+
+    outputs = run_together(CLAIMS, 4)
+
+    claimed = [int(pk) for output in outputs for line in output for pk in line.split()]
+    assert sorted(claimed) == sorted(Chore.objects.values_list("pk", flat=True))
+    assert sum(bool(output) for output in outputs) > 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_processes_keep_the_cap_of_each_host() -> None:
+    remotes(120, hosts=2)
+
+    outputs = run_together(CAPPED, 4)
+
+    lines = [line.split() for output in outputs for line in output]
+    done = [int(number) for word, number in lines if word == "done"]
+    assert sorted(done) == sorted(Remote.objects.values_list("pk", flat=True))
+    assert max(int(number) for word, number in lines if word == "most") <= 3
+
+
+# -- what PostgreSQL alone can do to us ----------------------------------------------------------------------------
+
+only_postgresql = pytest.mark.skipif("not __import__('tests.core').core.is_postgresql()", reason="PostgreSQL's locks")
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    def run() -> None:
+        try:
+            work()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+@only_postgresql
+@pytest.mark.django_db(transaction=True)
+def test_rows_that_refer_to_a_group_can_be_made_during_a_claim() -> None:
+    """Else a claim over clusters 1 and 2, and a job that wants deliveries at 2 and 1, would wait for each other."""
+    one, gitrepo = cluster(), register()
+    started, over = threading.Event(), threading.Event()
+
+    def claims() -> None:
+        with transaction.atomic():
+            claim_capped(Delivery, group="cluster", cap=1, limit=1, seconds=30)
+            started.set()
+            over.wait(20)
+
+    Delivery.objects.create(gitrepo=gitrepo, cluster=one, due_at=later(-1))
+    thread = in_thread(claims)
+    assert started.wait(10)
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = 2000")
+            Delivery.objects.create(gitrepo=register("other"), cluster=one, wanted_bundle=bundle())
+    finally:
+        over.set()
+        thread.join()
+
+
+@only_postgresql
+@pytest.mark.django_db(transaction=True)
+def test_a_cap_is_true_for_a_claim_that_had_to_wait() -> None:
+    remotes(4)
+    found: list[list[Remote]] = []
+    with transaction.atomic():
+        assert len(claim_capped(Remote, group="host", cap=2, limit=2, seconds=30)[0]) == 2
+        thread = in_thread(lambda: found.append(claim_capped(Remote, group="host", cap=2, limit=2, seconds=30)[0]))
+        time.sleep(0.3)
+    thread.join(20)
+
+    assert found == [[]]
