@@ -52,7 +52,7 @@ def counted() -> Iterable[Metric]:
         yield family
     times = rows.get(PUSH_TO_APPLIED, {})
     count = times.get("count", 0.0)
-    buckets = [(f"{bound:g}", times.get(f"le={bound:g}", 0.0)) for bound in BUCKETS]
+    buckets = [(str(bound), times.get(f"le={bound:g}", 0.0)) for bound in BUCKETS]
     yield HistogramMetricFamily(
         f"{PREFIX}{PUSH_TO_APPLIED}",
         "Seconds from a push, or from its first sight, to its being applied at a cluster.",

@@ -200,7 +200,7 @@ def save_credential(spec: Mapping[str, Any], pk: int | None = None) -> Credentia
         for name, value in spec.items():
             setattr(credential, name, value)
         _keeps_its_name(credential, before)
-        _check_credential(credential, spec)
+        check_credential(credential, spec)
         unchanged = before is not None and all(
             getattr(before, name) == getattr(credential, name) for name in ("kind", "username", "known_hosts")
         )
@@ -211,13 +211,16 @@ def save_credential(spec: Mapping[str, Any], pk: int | None = None) -> Credentia
     return credential
 
 
-def _check_credential(credential: Credential, spec: Mapping[str, Any]) -> None:
-    """The rules over several fields. What the secret is never stands in a message."""
+def check_credential(credential: Credential, spec: Mapping[str, Any]) -> None:
+    """The rules over several fields of `credential`, which is to be saved by `spec`. Raises ValidationError.
+
+    Whether a secret fits its kind is seen when it is written; the stored one is not decrypted for that.
+    """
     credential.full_clean(exclude=["secret"])
     secret = spec.get("secret")
     if "secret" in spec and (not isinstance(secret, str) or not secret.strip()):
         raise ValidationError({"secret": "The secret is text that is not empty: a password, a token or a private key."})
-    if not credential.secret:
+    if "secret" not in spec and not credential.secret:
         raise ValidationError({"secret": "A credential needs its secret."})
     if any(c < " " or c == "\x7f" for c in credential.username) or ":" in credential.username:
         raise ValidationError({"username": "A user name has no colon and no control character in it."})

@@ -158,12 +158,15 @@ class _Document:
         self._targets(given, spec)
 
     def _revision(self, given: dict[str, Any], spec: GitRepoSpec) -> None:
+        """A commit or a tag. Fleet looks at the branch only where there is no revision, so the revision goes first."""
         revision = self._text(given, "revision", "spec", validators.validate_ref)
         if revision and _COMMIT.fullmatch(revision):
             if self._valid("spec.revision", validators.validate_commit, revision.lower()):
                 spec["commit"] = revision.lower()
         elif revision:
             spec["tag"] = revision
+        if revision:
+            spec.pop("branch", None)
 
     def _paths(self, given: dict[str, Any], spec: GitRepoSpec) -> None:
         paths = given.get("paths")

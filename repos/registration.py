@@ -184,7 +184,7 @@ def _follow(gitrepo: GitRepo, before: GitRepo, changed: set[str], remotes: Mappi
     anew = bool(changed & set(CONTENT))
     if moved:
         # Numbers of another remote mean nothing here; a request that is not handled takes a new one below.
-        gitrepo.requested = gitrepo.handled = 0
+        gitrepo.requested = gitrepo.handled = gitrepo.follows_since = 0
     if moved or anew:
         gitrepo.ref_failures, gitrepo.ref_error = 0, ""
     if gitrepo.commit:

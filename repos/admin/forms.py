@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.forms.fields import InvalidJSONInput
 
 from repos import registration
+from repos.clusters import check_credential
 from repos.drivers import validate_driver_settings
 from repos.models import Cluster, ClusterGroup, Credential, GitRepo
 
@@ -33,6 +35,22 @@ class WriteOnlyTextarea(forms.Textarea):
 
     def format_value(self, value: Any) -> None:  # noqa: ARG002
         return None
+
+
+class JsonField(forms.JSONField):
+    """JSON as somebody typed it: what Python cannot follow is an error at the field, as what is no JSON."""
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            return super().to_python(value)
+        except (ValueError, RecursionError):
+            raise ValidationError(self.error_messages["invalid"], code="invalid", params={"value": value}) from None
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        try:
+            return super().bound_data(data, initial)
+        except (ValueError, RecursionError):
+            return InvalidJSONInput(data)
 
 
 class JsonForm(_Form):
@@ -90,6 +108,7 @@ class GitRepoForm(JsonForm):
             "correct_drift",
             "keep_resources",
         ]
+        field_classes = {"paths": JsonField, "targets": JsonField}
         widgets = {
             "url": forms.TextInput(attrs={"size": 80}),
             "paths": forms.Textarea(attrs={"rows": 3, "cols": 80}),
@@ -125,6 +144,7 @@ class ClusterForm(JsonForm):
     class Meta:
         model = Cluster
         fields = ["name", "labels", "driver", "settings"]
+        field_classes = {"labels": JsonField, "settings": JsonField}
         widgets = {
             "labels": forms.Textarea(attrs={"rows": 3, "cols": 80}),
             "settings": forms.Textarea(attrs={"rows": 4, "cols": 80}),
@@ -150,6 +170,7 @@ class ClusterGroupForm(JsonForm):
     class Meta:
         model = ClusterGroup
         fields = ["name", "selector"]
+        field_classes = {"selector": JsonField}
         widgets = {"selector": forms.Textarea(attrs={"rows": 4, "cols": 80})}
         help_texts = {"selector": 'As in {"matchLabels": {"env": "prod"}}; {} selects every cluster.'}
 
@@ -172,3 +193,14 @@ class CredentialForm(_Form):
     class Meta:
         model = Credential
         fields = ["name", "kind", "username", "known_hosts"]
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc]
+        if self.errors:
+            return
+        secret = self.cleaned_data["new_secret"]
+        try:
+            check_credential(self.instance, {"secret": secret} if secret else {})
+        except ValidationError as error:
+            for name, messages in error.message_dict.items():
+                self.add_error("new_secret" if name == "secret" else name, messages)

@@ -7,6 +7,8 @@ from django.core.exceptions import NON_FIELD_ERRORS, RequestDataTooBig
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import IntegrityError, InterfaceError, OperationalError
 from django.db.models import ObjectDoesNotExist
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions, status
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
@@ -16,6 +18,12 @@ from repos.api.parsers import BodyTooLarge
 from repos.clusters import InUse
 
 log = structlog.get_logger(__name__)
+
+
+@csrf_exempt
+def not_found(_: HttpRequest) -> JsonResponse:
+    """Whatever else is asked for below /api/: JSON for clients, also where the slash at the end is missing."""
+    return JsonResponse({"detail": "There is nothing at this path. Paths of the API end with a slash."}, status=404)
 
 
 class Conflict(exceptions.APIException):
@@ -49,6 +57,8 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
         error = Conflict(error.messages[0])
     elif isinstance(error, DjangoValidationError):
         error = refusal(error)
+    elif isinstance(error, exceptions.ParseError):
+        error = exceptions.ValidationError({api_settings.NON_FIELD_ERRORS_KEY: [str(error.detail)]})
     elif isinstance(error, ObjectDoesNotExist):
         error = exceptions.NotFound()
     elif isinstance(error, RequestDataTooBig):

@@ -21,6 +21,7 @@ from repos.api.errors import handle
 from repos.api.fields import StrictSerializer
 from repos.api.parsers import JSONParser, TextYAMLParser, YAMLParser
 from repos.api.permissions import ModelPermissions
+from repos.api.schema import REFUSED, DocumentedSchema
 from repos.api.serializers import (
     ClusterGroupSerializer,
     ClusterSerializer,
@@ -34,16 +35,13 @@ from repos.status import statuses
 
 F = TypeVar("F", bound=Callable[..., Any])
 NAMES = r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?"
-REFUSED = OpenApiResponse(
-    {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}},
-    description="Refused: a sentence for each field that breaks a rule. Nothing was changed.",
-)
 
 
 class NamedViewSet(GenericViewSet[Any]):
     """Objects that are known by name: a list, and the verbs on one of them."""
 
     model: ClassVar[type[models.Model]]
+    schema = DocumentedSchema()
     permission_classes = [ModelPermissions]
     parser_classes = [JSONParser]
     renderer_classes = [JSONRenderer]
@@ -121,6 +119,9 @@ class NamedViewSet(GenericViewSet[Any]):
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
+REVISION = {"type": "integer", "minimum": 1, "maximum": waiting.LARGEST_REVISION}
+
+
 def documented(serializer: type[StrictSerializer], noun: str) -> Any:
     """What the schema says of the six verbs."""
     changed = {200: serializer, 400: REFUSED}
@@ -160,7 +161,7 @@ class GitRepoViewSet(NamedViewSet):
 
     def get_parsers(self) -> list[Any]:
         parsers = super().get_parsers()
-        if "name" not in self.kwargs:
+        if not self.detail:
             parsers += [YAMLParser(), TextYAMLParser()]
         return parsers
 
@@ -266,7 +267,7 @@ class GitRepoViewSet(NamedViewSet):
     @extend_schema(
         summary="Answers when a revision has ended, or the time is over",
         parameters=[
-            OpenApiParameter("revision", OpenApiTypes.INT64, description="Its number; the newest if left out."),
+            OpenApiParameter("revision", REVISION, description="Its number; the newest if left out."),
             OpenApiParameter("timeout", str, description="Seconds, or a duration like 30s; at most a minute."),
         ],
         responses={200: ledger.WaitSerializer, 400: REFUSED},

@@ -47,6 +47,7 @@ class Part:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    asked_to_stop: bool = False
 
     @property
     def pid(self) -> int:
@@ -71,15 +72,20 @@ class Part:
         self.signal(signal.SIGKILL)
         self.process.wait(20)
 
+    def terminate(self) -> None:
+        """Ask it to stop; only once, for a second SIGTERM means "at once"."""
+        if self.process.poll() is None and not self.asked_to_stop:
+            self.asked_to_stop = True
+            self.process.terminate()
+
     def stop(self, seconds: float = 40) -> int:
         """SIGTERM, and the exit status; SIGKILL after `seconds`."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        return self.process.wait(5)
+        self.terminate()
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self.process.wait(5)
 
 
 def children_of(pid: int) -> list[int]:
@@ -226,8 +232,8 @@ class Stack:
         for part in named:
             part.signal(signal.SIGCONT)
         for part in named:
-            if part.name != "redis" and part.process.poll() is None:
-                part.process.terminate()
+            if part.name != "redis":
+                part.terminate()
         for part in named:
             part.stop()
         self.drop_database()

@@ -387,7 +387,7 @@ from repos.models import Remote
 print("ready", flush=True)
 sys.stdin.readline()
 idle = 0
-while idle < 20:
+while idle < 5:
     rows, _ = claim_capped(Remote, group="host", cap=3, limit=4, seconds=60)
     idle = 0 if rows else idle + 1
     most = max(live_leases(Remote, "host", database_now()).values(), default=0)
@@ -430,7 +430,7 @@ def run_together(script: str, count: int) -> list[list[str]]:
 def test_processes_claim_each_row_once() -> None:
     Chore.objects.bulk_create(Chore(name=str(number), due_at=later(-5)) for number in range(300))
 
-    outputs = run_together(CLAIMS, 4)
+    outputs = run_together(CLAIMS, 3)
 
     claimed = [int(pk) for output in outputs for line in output for pk in line.split()]
     assert sorted(claimed) == sorted(Chore.objects.values_list("pk", flat=True))
@@ -439,9 +439,9 @@ def test_processes_claim_each_row_once() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_processes_keep_the_cap_of_each_host() -> None:
-    remotes(120, hosts=2)
+    remotes(60, hosts=2)
 
-    outputs = run_together(CAPPED, 4)
+    outputs = run_together(CAPPED, 3)
 
     lines = [line.split() for output in outputs for line in output]
     done = [int(number) for word, number in lines if word == "done"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
+from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from repos import clusters, registration
@@ -211,17 +211,6 @@ def test_a_rotated_secret_polls_and_starts_no_job(api: APIClient) -> None:
         assert remote.wakes == wakes[remote.pk] + int(used)
         assert (remote.next_poll_at is not None) == used
     assert not SyncJob.objects.exists()
-
-
-def test_a_wake_rings_once(
-    api: APIClient, django_capture_on_commit_callbacks: "DjangoCaptureOnCommitCallbacks"
-) -> None:
-    credential = clusters.save_credential({"name": "team", "kind": "token", "secret": "old"})
-    for name in ("a", "b", "c"):
-        a_gitrepo(name, credential=credential)
-    with django_capture_on_commit_callbacks() as callbacks:
-        clusters.save_credential({"secret": "new"}, credential.pk)
-    assert len(callbacks) == 1
 
 
 @pytest.mark.parametrize(

@@ -43,31 +43,26 @@ def test_patch(api: APIClient, gitrepo: GitRepo, given: dict[str, Any], field: s
     assert everything() == before
 
 
-TYPES = [
-    *[("name", value) for value in (None, 5, True, [], {}, "", "Upper", "a/b", "a" * 64, "-a", "a\0b", "\ud800")],
-    *[("url", value) for value in (None, 5, False, ["https://git.example.com/x"], {"a": 1})],
-    *[(field, value) for field in ("branch", "tag", "semver", "commit") for value in (None, 5, [], {"a": None})],
-    *[("paths", value) for value in (None, "deploy", {}, [5], [None], [["a"]], [""], ["a"] * 101)],
-    *[("polling_interval", value) for value in (None, 60, 1.5, True, [])],
-    *[
-        (field, value)
-        for field in ("disable_polling", "paused", "insecure_skip_tls_verify", "correct_drift", "keep_resources")
-        for value in (None, "yes", "true", 1, 0, [], {})
+VALUES: dict[tuple[str, ...], list[Any]] = {
+    ("name",): [None, 5, True, [], {}, "", "Upper", "a/b", "a" * 64, "-a", "a\0b", "\ud800"],
+    ("url",): [None, 5, False, ["https://git.example.com/x"], {"a": 1}],
+    ("branch", "tag", "semver", "commit"): [None, 5, [], {"a": None}],
+    ("paths",): [None, "deploy", {}, [5], [None], [["a"]], [""], ["a"] * 101],
+    ("polling_interval",): [None, 60, 1.5, True, []],
+    ("disable_polling", "paused", "insecure_skip_tls_verify", "correct_drift", "keep_resources"): [
+        *(None, "yes", "true", 1, 0, [], {}),
     ],
-    *[("credential", value) for value in (5, [], {}, "no-such", "NO SUCH", "a\0b")],
-    *[("ca_bundle", value) for value in (None, 5, [])],
-    *[
-        ("targets", value)
-        for value in (None, "all", {}, [5], [None], ["prod"], [[]], [{"cluster": None}], [{"cluster": 5}])
+    ("credential",): [5, [], {}, "no-such", "NO SUCH", "a\0b"],
+    ("ca_bundle",): [None, 5, []],
+    ("targets",): [
+        *(None, "all", {}, [5], [None], ["prod"], [[]], [{"cluster": None}], [{"cluster": 5}]),
+        *([{"cluster_selector": None}], [{"cluster_selector": []}], [{"cluster_selector": "a"}]),
+        *([{"cluster_selector": {"matchLabels": {"a": 1}}}], [{"cluster_selector": {"x": 1}}]),
     ],
-    *[("targets", [{"cluster_selector": value}]) for value in (None, [], "a", {"matchLabels": {"a": 1}}, {"x": 1})],
-    *[("force_sync_generation", value) for value in (None, "1", 1.5, -1, True, 2**63, 10**400, [])],
-    ("unknown_field", 1),
-    ("Name", "x"),
-    ("remote", 1),
-    ("deleted_at", None),
-    ("handled", 7),
-]
+    ("force_sync_generation",): [None, "1", 1.5, -1, True, 2**63, 10**400, []],
+    ("unknown_field", "Name", "remote", "deleted_at", "handled"): [None, 7],
+}
+TYPES = [(field, value) for fields, values in VALUES.items() for field in fields for value in values]
 
 
 @pytest.mark.parametrize(("field", "value"), TYPES, ids=lambda v: json.dumps(v)[:40])
@@ -115,8 +110,9 @@ def test_a_body_that_is_no_object(api: APIClient, gitrepo: GitRepo, body: str) -
     ids=lambda body: ascii(body[:30]),
 )
 def test_malformed_json(api: APIClient, body: str | bytes) -> None:
-    response = api.generic("POST", URL, body, content_type="application/json")
+    response = api.generic("POST", URL, body, content_type="application/json")  # type: ignore[arg-type]  # bytes do
     assert response.status_code == 400
+    assert list(response.json()) == (["name", "url"] if not body else ["non_field_errors"])
     assert not GitRepo.objects.exists()
 
 
@@ -177,3 +173,12 @@ def test_another_host_with_the_credential_attached(api: APIClient) -> None:
     assert everything() == before
     assert api.patch(f"{URL}shop/", {**url, "credential": None}, format="json").status_code == 200
     assert api.patch(f"{URL}shop/", {"credential": "team"}, format="json").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/gitrepos", "/api/v1/gitrepos/Shop/", "/api/v1/", "/api/v2/gitrepos/", "/api/"]
+)
+def test_a_path_that_is_none(api: APIClient, path: str) -> None:
+    for response in (api.get(path), api.post(path, {}, format="json"), APIClient().delete(path)):
+        assert response.status_code == 404
+        assert "slash" in response.json()["detail"]
