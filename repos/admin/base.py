@@ -68,7 +68,7 @@ class DoorAdmin(SimpleHistoryAdmin):  # type: ignore[misc]
         raise NotImplementedError
 
     def spec_of(self, form: "forms.ModelForm[Any]") -> dict[str, Any]:
-        """The fields that the user changed: another's edit of the others holds."""
+        """The fields that the user changed since the page was opened: see SpecForm."""
         return {name: form.cleaned_data[name] for name in form.changed_data}
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:  # noqa: ARG002

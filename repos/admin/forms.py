@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 else:
     _Form = forms.ModelForm
 
+SECRET = "new_secret"  # noqa: S105 (a field's name)
+
 
 class WriteOnlyTextarea(forms.Textarea):
     """A password field that keeps line ends, which private keys have. What is stored or was typed is never sent back."""
@@ -53,26 +55,34 @@ class JsonField(forms.JSONField):
             return InvalidJSONInput(data)
 
 
-class JsonForm(_Form):
-    """Runs every rule on JSON fields: Django passes by an empty list or object, also where one is not meant."""
+class SpecForm(_Form):
+    """Knows which fields the user has touched since the page was opened: another's edit of the rest holds.
 
+    For that the page carries every field's value as it was, hidden; a request without them is taken at its word.
+    """
+
+    # JSON fields, with what an empty one means. Django passes by an empty list or object where the other is meant.
     empty: dict[str, type] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, field in self.fields.items():
+            field.show_hidden_initial = name != SECRET and (
+                not self.is_bound or self.add_initial_prefix(name) in self.data
+            )
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
         for name, kind in self.empty.items():
             if name not in self.fields or name in self.errors:
                 continue
-            value = cleaned.get(name)
-            if value is None:
-                value = cleaned[name] = kind()
-            try:
-                if not isinstance(value, kind):
-                    raise ValidationError("This is a list." if kind is list else "This is an object.")
-                for validate in self._meta.model._meta.get_field(name).validators:
-                    validate(value)
-            except ValidationError as error:
-                self.add_error(name, error)
+            if cleaned.get(name) is None:
+                cleaned[name] = kind()
+            elif not isinstance(cleaned[name], kind):
+                self.add_error(name, "This is a list." if kind is list else "This is an object.")
+        if self.instance.pk is not None:
+            for name in set(cleaned) - set(self.changed_data) - {SECRET}:
+                cleaned[name] = getattr(self.instance, name)
         return cleaned
 
     def refuse(self, error: ValidationError) -> None:
@@ -85,7 +95,7 @@ class JsonForm(_Form):
                 self.add_error(name if name in self.fields else None, each)
 
 
-class GitRepoForm(JsonForm):
+class GitRepoForm(SpecForm):
     empty = {"paths": list, "targets": list}
 
     class Meta:
@@ -138,7 +148,7 @@ class GitRepoForm(JsonForm):
             self.refuse(error)
 
 
-class ClusterForm(JsonForm):
+class ClusterForm(SpecForm):
     empty = {"labels": dict, "settings": dict}
 
     class Meta:
@@ -164,7 +174,7 @@ class ClusterForm(JsonForm):
             self.add_error("settings", error)
 
 
-class ClusterGroupForm(JsonForm):
+class ClusterGroupForm(SpecForm):
     empty = {"selector": dict}
 
     class Meta:
@@ -180,7 +190,7 @@ class ClusterGroupForm(JsonForm):
             self.fields["selector"].required = False
 
 
-class CredentialForm(_Form):
+class CredentialForm(SpecForm):
     new_secret = forms.CharField(
         label="Secret",
         required=False,
@@ -198,9 +208,9 @@ class CredentialForm(_Form):
         super()._post_clean()  # type: ignore[misc]
         if self.errors:
             return
-        secret = self.cleaned_data["new_secret"]
+        secret = self.cleaned_data[SECRET]
         try:
             check_credential(self.instance, {"secret": secret} if secret else {})
         except ValidationError as error:
             for name, messages in error.message_dict.items():
-                self.add_error("new_secret" if name == "secret" else name, messages)
+                self.add_error(SECRET if name == "secret" else name, messages)

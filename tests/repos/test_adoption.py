@@ -11,7 +11,7 @@ from repos.adoption import Adopted, adopt, adopt_page
 from repos.leases import claim, database_now
 from repos.models import Adoption, Event, GitRepo, Remote, Revision, SyncJob
 from repos.registration import ask, edit, force
-from tests.core import A, B, MAIN, adopt_all, answered, fresh, observed, open_job, register
+from tests.core import MAIN, A, B, adopt_all, answered, fresh, observed, open_job, register
 
 pytestmark = pytest.mark.django_db
 
@@ -45,7 +45,9 @@ def test_what_was_taken_in_is_not_taken_in_again() -> None:
     [
         pytest.param({"branch": "main"}, {MAIN: A, "refs/heads/dev": B}, A, id="branch"),
         pytest.param({"branch": "", "tag": "v1"}, {"refs/tags/v1": A}, A, id="tag"),
-        pytest.param({"branch": "", "semver": ">=1.0.0"}, {"refs/tags/v1.2.0": A, "refs/tags/v1.10.0": B}, B, id="semver"),
+        pytest.param(
+            {"branch": "", "semver": ">=1.0.0"}, {"refs/tags/v1.2.0": A, "refs/tags/v1.10.0": B}, B, id="semver"
+        ),
         pytest.param({"branch": ""}, {"HEAD": B}, B, id="HEAD"),
     ],
 )

@@ -13,7 +13,7 @@ from repos.leases import database_now
 from repos.models import Credential, Delivery, Event, GitRepo, Remote, Revision, SyncJob
 from repos.registration import delete, edit, force, purge, register
 from tests import core
-from tests.core import A, B, MAIN, URL, adopt_all, answered, cluster, delivery_of, fresh, observed, open_job
+from tests.core import MAIN, URL, A, B, adopt_all, answered, cluster, delivery_of, fresh, observed, open_job
 from tests.core import synced as synced_revision
 
 pytestmark = pytest.mark.django_db

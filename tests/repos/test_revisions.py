@@ -6,7 +6,7 @@ from repos.leases import claim, database_now
 from repos.models import GitRepo, Revision, SyncJob
 from repos.refs import Head
 from repos.revisions import observe, reason_for, supersede_waiting
-from tests.core import A, B, MAIN, fresh, open_job, register
+from tests.core import MAIN, A, B, fresh, open_job, register
 
 Reason = Revision.Reason
 

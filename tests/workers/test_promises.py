@@ -12,8 +12,9 @@ import pytest
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
-from hypothesis import HealthCheck, strategies as st
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from repos import registration

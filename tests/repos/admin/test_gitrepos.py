@@ -1,6 +1,7 @@
 """The GitRepo pages: the list, the form, the actions; refusals beside their field and never a 500."""
 
 import json
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -84,22 +85,65 @@ def test_saving_without_a_change_changes_nothing(page: Client) -> None:
     assert everything() == before
 
 
-def test_only_what_was_changed_is_saved(page: Client) -> None:
-    gitrepo = a_gitrepo(branch="main")
-    form = form_of(gitrepo, polling_interval="1m")
-    registration.edit(gitrepo.pk, {"targets": [{"cluster": "prod-eu"}]})
-    registration.edit(gitrepo.pk, {"paused": True})
-    # A browser sends unticked boxes as nothing: this form was opened before the pause.
-    form["paused"] = "on"
-    form["targets"] = json.dumps([{"cluster": "prod-eu"}])
-    assert page.post(page_of(gitrepo), form).status_code == 302
+class Fields(HTMLParser):
+    """What a browser sends of a page if nothing is typed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: dict[str, str] = {}
+        self.open: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        name = given.get("name") or ""
+        if (tag == "input" and given.get("type") not in ("submit", "checkbox")) or "checked" in given:
+            self.sent[name] = given.get("value") or ("on" if "checked" in given else "")
+        elif tag in ("textarea", "select"):
+            self.open = name
+            self.sent[name] = ""
+        elif tag == "option" and "selected" in given and self.open:
+            self.sent[self.open] = given.get("value") or ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.lasttag == "textarea":
+            self.sent[self.open] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("textarea", "select"):
+            self.open = None
+
+
+def opened(page: Client, path: str) -> dict[str, str]:
+    parser = Fields()
+    parser.feed(page.get(path).content.decode())
+    return {name: value.removeprefix("\n") for name, value in parser.sent.items()}
+
+
+def test_an_edit_meanwhile_of_another_field_holds(page: Client) -> None:
+    gitrepo = a_gitrepo(branch="main", paths=["deploy"], keep_resources=True)
+    sent = opened(page, page_of(gitrepo))
+    before = everything()
+    assert page.post(page_of(gitrepo), sent).status_code == 302
+    assert everything() == before
+    registration.edit(gitrepo.pk, {"targets": [{"cluster": "prod-eu"}], "paused": True, "branch": "next"})
+    sent |= {"polling_interval": "1m", "paths": '["deploy", "more"]'}
+    del sent["keep_resources"]
+    assert page.post(page_of(gitrepo), sent).status_code == 302
     gitrepo.refresh_from_db()
-    assert (gitrepo.polling_interval, gitrepo.interval_seconds, gitrepo.paused, gitrepo.generation) == (
-        "1m",
-        60,
-        True,
-        1,
-    )
+    assert (gitrepo.polling_interval, gitrepo.paths, gitrepo.keep_resources) == ("1m", ["deploy", "more"], False)
+    assert (gitrepo.targets, gitrepo.paused, gitrepo.branch) == ([{"cluster": "prod-eu"}], True, "next")
+
+
+def test_the_page_carries_what_it_was_opened_with(page: Client) -> None:
+    text = page.get(page_of(a_gitrepo(branch="main"))).content.decode()
+    assert 'name="initial-branch" value="main"' in text
+
+
+def test_a_request_without_those_values_is_taken_at_its_word(page: Client) -> None:
+    gitrepo = a_gitrepo(branch="main", keep_resources=True)
+    assert page.post(page_of(gitrepo), form_of(gitrepo, branch="")).status_code == 302
+    gitrepo.refresh_from_db()
+    assert (gitrepo.branch, gitrepo.keep_resources) == ("", False)
 
 
 def test_an_edit_of_the_source_asks_for_a_poll(page: Client) -> None:

@@ -134,6 +134,7 @@ def test_a_secret_is_written_and_never_shown(page: Client) -> None:
     history = credential.history.latest()
     pages = ["/admin/repos/credential/", change, f"/admin/repos/credential/{credential.pk}/history/"]
     pages += [f"/admin/repos/credential/{credential.pk}/history/{history.pk}/", "/admin/"]
+    assert 'name="initial-new_secret"' not in page.get(change).content.decode()
     for path in pages:
         text = page.get(path).content.decode()
         assert CANARY not in text, path

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import connections
 from rest_framework.test import APIClient
 
@@ -160,6 +161,8 @@ def test_a_gitrepo_deleted_while_somebody_waits(api: APIClient) -> None:
 @pytest.mark.django_db
 def test_those_who_wait_leave_threads_for_the_others(api: APIClient) -> None:
     a_gitrepo()
+    for _ in range(settings.WEB_THREADS):
+        assert api.get(f"{URL}wait/?timeout=1ms").status_code == 200, "each gives its place back"
     places: list[Any] = []
     while waiting._places.acquire(blocking=False):
         places.append(1)

@@ -45,7 +45,15 @@ def test_patch(api: APIClient, gitrepo: GitRepo, given: dict[str, Any], field: s
 
 VALUES: dict[tuple[str, ...], list[Any]] = {
     ("name",): [None, 5, True, [], {}, "", "Upper", "a/b", "a" * 64, "-a", "a\0b", "\ud800"],
-    ("url",): [None, 5, False, ["https://git.example.com/x"], {"a": 1}],
+    ("url",): [
+        None,
+        5,
+        False,
+        " https://git.example.com/x",
+        "https://git.example.com/x ",
+        ["https://git.example.com/x"],
+        {"a": 1},
+    ],
     ("branch", "tag", "semver", "commit"): [None, 5, [], {"a": None}],
     ("paths",): [None, "deploy", {}, [5], [None], [["a"]], [""], ["a"] * 101],
     ("polling_interval",): [None, 60, 1.5, True, []],

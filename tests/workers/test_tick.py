@@ -1,0 +1,123 @@
+"""The tick rings for what is due and unleased, and for nothing else."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from pytest_django import Settings
+
+from fleetsync.redis import redis_client
+from repos import doorbells
+from repos.leases import Leased, claim, database_now
+from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
+from tests.core import A, cluster, later, observed, register
+from tests.fleetsync.conftest import RedisServer
+from workers.tick import STAGES, due_count, tick
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def broker(settings: Settings) -> Iterator[RedisServer]:
+    """A real Redis. Not below tmp_path: a socket's path has 107 bytes at most."""
+    with TemporaryDirectory(prefix="fleetsync-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        redis_client.cache_clear()
+        settings.REDIS_URL = server.url
+        yield server
+        redis_client.cache_clear()
+        server.stop()
+
+
+@pytest.fixture
+def sent(broker: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages go to the Redis of this test: Celery has read its settings long before."""
+    app = doorbells.current_app._get_current_object()
+    monkeypatch.setitem(app.conf.changes, "broker_url", broker.url)
+    app.pool.force_close_all()
+    app.amqp._producer_pool = None
+    app._pool = None
+
+
+def waiting(broker: RedisServer) -> dict[str, int]:
+    lengths = {queue: int(broker.client.llen(queue)) for queue in STAGES}
+    return {queue: length for queue, length in lengths.items() if length}
+
+
+def all_done() -> None:
+    for model in (Remote, Adoption, SyncJob, Delivery, Cluster):
+        model._default_manager.update(**model.not_due())
+
+
+@pytest.mark.parametrize("queue", list(STAGES))
+def test_each_stage_is_rung_for_its_own_rows(queue: str, broker: RedisServer, sent: None) -> None:
+    gitrepo = register()
+    observed(gitrepo, A)
+    Delivery.objects.create(gitrepo=gitrepo, cluster=cluster())
+    all_done()
+    broker.client.flushall()
+    assert tick() == {}
+
+    for model in STAGES[queue][0]:
+        model._default_manager.update(**model.due_in(later(-5), 0))
+
+    assert tick() == {queue: 1}
+    assert waiting(broker) == {queue: 1}
+
+
+def test_what_somebody_holds_or_what_is_not_due_is_not_rung_for() -> None:
+    register("one")
+    register("two", insecure_skip_tls_verify=True)
+    Remote.objects.filter(insecure_skip_tls_verify=True).update(**Remote.due_in(database_now(), 60))
+    claim(Remote, limit=1, seconds=30)
+
+    assert due_count((Remote,), database_now(), 10) == 0
+
+    Remote.objects.update(lease_until=later(-1), lease_token=uuid.uuid4(), next_poll_at=later(-1))
+    assert due_count((Remote,), database_now(), 10) == 2
+
+
+def test_counting_goes_no_further_than_it_must() -> None:
+    for number in range(5):
+        register(f"r{number}", url=f"https://git.example.com/{number}")
+
+    assert due_count((Remote, Adoption), database_now(), 3) == 3
+
+
+def test_no_queue_gets_more_than_it_lacks(broker: RedisServer, sent: None) -> None:
+    """Two ticks at once, or a tick each second while nobody works, fill no queue."""
+    for number in range(3):
+        observed(register(f"r{number}"), A)
+    broker.client.flushall()
+
+    for _ in range(20):
+        tick()
+
+    assert waiting(broker)["sync"] == doorbells.ENOUGH_WAITING
+    assert max(waiting(broker).values()) <= doorbells.ENOUGH_WAITING
+
+
+def test_a_broker_that_is_away_stops_nothing() -> None:
+    register()
+
+    assert tick() == {"poll": 0}
+
+
+def test_a_transaction_rings_once_for_all_of_its_work(
+    broker: RedisServer, sent: None, django_capture_on_commit_callbacks: object
+) -> None:
+    assert callable(django_capture_on_commit_callbacks)
+    with django_capture_on_commit_callbacks(execute=True) as callbacks:
+        for number in range(5):
+            register(f"r{number}")
+        doorbells.ring_on_commit("sync")
+    assert len(callbacks) == 2
+    assert waiting(broker) == {"poll": 1, "sync": 1}
+
+
+def test_every_leased_stage_is_known() -> None:
+    known: set[type[Leased]] = {model for models, _ in STAGES.values() for model in models}
+    assert known == {Remote, Adoption, Cluster, SyncJob, Delivery}
