@@ -94,6 +94,11 @@ def synced(gitrepo: GitRepo, commit: str = A) -> Revision:
     return revision
 
 
+def is_now_due(due_at: datetime | None) -> bool:
+    """Whether a row with this due instant is work by now."""
+    return due_at is not None and due_at <= database_now()
+
+
 def open_job(gitrepo: GitRepo) -> SyncJob:
     """The GitRepo's one waiting job."""
     return SyncJob.objects.get(gitrepo=gitrepo, state__in=SyncJob.WAITING)

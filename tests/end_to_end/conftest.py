@@ -12,6 +12,18 @@ import pytest
 from tests.end_to_end.stack import Stack, running_stack
 
 
+# What keeps the cores busy goes one after the other; what mostly waits goes beside it.
+HEAVY = {"test_polling", "test_delivery_times"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Scenarios that share a stack run in one process (`--dist loadgroup`)."""
+    for item in items:
+        if item.get_closest_marker("end_to_end"):
+            heavy = item.path.stem in HEAVY
+            item.add_marker(pytest.mark.xdist_group("end_to_end_heavy" if heavy else "end_to_end"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _database_may_be_looked_at(django_db_blocker: Any) -> Iterator[None]:
     """The stack's database is its own; pytest-django's guard is for the tests' one."""

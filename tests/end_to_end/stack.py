@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -210,7 +211,7 @@ class Stack:
         wait_until("the web process is ready", self.is_ready, 60)
         for name, part in list(self.parts.items()):
             if name.startswith("worker"):
-                wait_until(f"{name} listens on its queues", lambda part=part: self.is_listening(part), 60)
+                wait_until(f"{name} listens on its queues", partial(self.is_listening, part), 60)
 
     def is_ready(self) -> bool:
         try:

@@ -1,6 +1,7 @@
 """Scenarios D1 and D2: polling disabled, and paused."""
 
 import time
+from functools import partial
 
 import pytest
 
@@ -8,6 +9,10 @@ from tests.end_to_end.stack import Stack, wait_until
 from tests.git_servers import Repository
 
 pytestmark = pytest.mark.end_to_end
+
+
+def observes(stack: Stack, name: str, commit: str) -> bool:
+    return bool(stack.gitrepo(name)["status"]["observed_commit"] == commit)
 
 
 def text_at(stack: Stack, cluster: str, name: str) -> str:
@@ -91,7 +96,7 @@ def test_d2_paused_goes_on_observing_and_delivers_the_newest_on_resume(stack: St
         commit = repository.commit({"deploy/app.yaml": f"{number}\n"})
         wait_until(
             f"commit {number} is observed",
-            lambda c=commit: stack.gitrepo("d2")["status"]["observed_commit"] == c,
+            partial(observes, stack, "d2", commit),
             15,
         )
     time.sleep(3)

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -143,7 +144,7 @@ def test_t2_match_unmatch_and_match_while_a_worker_is_frozen_ends_with_the_conte
         thaw = threading.Timer(5, frozen.signal, [signal.SIGCONT])
         thaw.start()
         for on in ("no", "yes"):
-            wait_until("the label is saved", lambda on=on: label(stack, on), 60)
+            wait_until("the label is saved", partial(label, stack, on), 60)
             time.sleep(0.3 * round_)
         thaw.join()
         wait_until(

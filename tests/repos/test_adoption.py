@@ -11,7 +11,7 @@ from repos.adoption import Adopted, adopt, adopt_page
 from repos.leases import claim, database_now
 from repos.models import Adoption, Event, GitRepo, Remote, Revision, SyncJob
 from repos.registration import ask, edit, force
-from tests.core import MAIN, A, B, adopt_all, answered, fresh, observed, open_job, register
+from tests.core import MAIN, A, B, adopt_all, answered, fresh, is_now_due, observed, open_job, register
 
 pytestmark = pytest.mark.django_db
 
@@ -25,7 +25,7 @@ def test_all_followers_of_a_head_get_their_revision() -> None:
         row = fresh(gitrepo)
         assert (row.observed_commit, row.latest_revision) == (A, 1)
         assert (row.adopted_remote, row.adopted_change) == (row.remote_id, row.remote.change)
-        assert open_job(gitrepo).due_at <= database_now()
+        assert is_now_due(open_job(gitrepo).due_at)
 
 
 def test_what_was_taken_in_is_not_taken_in_again() -> None:

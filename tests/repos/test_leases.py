@@ -376,6 +376,8 @@ print("ready", flush=True)
 sys.stdin.readline()
 while rows := claim(Chore, limit=7, seconds=60):
     print(*[row.pk for row in rows], flush=True)
+    # The work: without any, one process could be done before the next begins.
+    time.sleep(0.01)
 """
 
 CAPPED = """

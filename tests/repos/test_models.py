@@ -5,8 +5,20 @@ from django.db import IntegrityError, transaction
 from django.db.models import ProtectedError
 
 from repos.leases import database_now
-from repos.models import Bundle, Cluster, Counter, Credential, Delivery, DeliveryRecord, GitRepo, Host, Remote, SyncJob
-from repos.models import HostNotBefore, Revision
+from repos.models import (
+    Bundle,
+    Cluster,
+    Counter,
+    Credential,
+    Delivery,
+    DeliveryRecord,
+    GitRepo,
+    Host,
+    HostNotBefore,
+    Remote,
+    Revision,
+    SyncJob,
+)
 from tests.core import A, B, bundle, cluster, fresh, observed, register, synced
 
 pytestmark = pytest.mark.django_db

@@ -13,7 +13,7 @@ from repos.leases import database_now
 from repos.models import Credential, Delivery, Event, GitRepo, Remote, Revision, SyncJob
 from repos.registration import delete, edit, force, purge, register
 from tests import core
-from tests.core import MAIN, URL, A, B, adopt_all, answered, cluster, delivery_of, fresh, observed, open_job
+from tests.core import MAIN, URL, A, B, adopt_all, answered, cluster, delivery_of, fresh, is_now_due, observed, open_job
 from tests.core import synced as synced_revision
 
 pytestmark = pytest.mark.django_db
@@ -78,7 +78,7 @@ def test_a_pinned_commit_gets_its_job_and_is_never_polled() -> None:
     assert fresh(gitrepo.remote).next_poll_at is None
     assert fresh(gitrepo.remote).interval_seconds is None
     assert open_job(gitrepo).revision.commit == A
-    assert open_job(gitrepo).due_at <= database_now()
+    assert is_now_due(open_job(gitrepo).due_at)
     assert not pending(gitrepo)
 
 
@@ -390,9 +390,9 @@ def test_a_pause_takes_work_off_the_queue_and_a_resume_puts_it_back(gitrepo: Git
     assert (fresh(gitrepo).observed_commit, open_job(gitrepo).due_at) == (B, None)
 
     edit(gitrepo.pk, {"paused": False})
-    assert open_job(gitrepo).due_at <= database_now()
+    assert is_now_due(open_job(gitrepo).due_at)
     assert open_job(gitrepo).revision.commit == B
-    assert delivery_of(gitrepo).due_at <= database_now()
+    assert is_now_due(delivery_of(gitrepo).due_at)
 
 
 def test_an_edit_during_a_pause_waits(gitrepo: GitRepo) -> None:

@@ -5,6 +5,7 @@ The machine is everybody: users, poll sessions, adoption, sync and delivery work
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from repos import registration
+from repos.adoption import adopt as run_adoption
 from repos.adoption import concerned
 from repos.deliveries import unapplied
-from repos.leases import claim, database_now
+from repos.leases import claim, database_now, finish
 from repos.models import Adoption, Delivery, GitRepo, Remote, Revision, SyncJob
 from repos.refs import followed_ref
 from repos.remotes import wanted_interval_seconds, wanting
@@ -179,11 +181,11 @@ class World(RuleBasedStateMachine):
     @rule(dies=st.booleans())
     def a_claimed_adoption_runs(self, dies: bool) -> None:
         adoption = self.adoptions.pop(0)
-        assert adopt.adopt(adoption) == 0
+        assert run_adoption(adoption) == 0
         if dies:
             Adoption.objects.filter(pk=adoption.pk).update(lease_until=database_now() - timedelta(seconds=1))
         else:
-            adopt.finish(adoption, due_at=adopt._unless("wanted", adoption.wanted), wait_seconds=0)
+            finish(adoption, due_at=adopt._unless("wanted", adoption.wanted), wait_seconds=0)
 
     @rule()
     def adoptions_run(self) -> None:
@@ -196,10 +198,8 @@ class World(RuleBasedStateMachine):
         now = database_now()
         started = {"state": SyncJob.State.RUNNING, "started_at": now}
         for job in claim(SyncJob, limit=1, seconds=60, where=sync.claimable_jobs(now), extra=started):
-            try:
+            with suppress(sync.Dropped):
                 self.works.append(sync.begin(job))
-            except sync.Dropped:
-                pass
 
     @precondition(lambda self: self.works)
     @rule(how=st.sampled_from(["made", "made", "unchanged", "failed", "busy"]), last=st.booleans())
@@ -346,7 +346,7 @@ def made(work: sync.Work) -> sync.Made:
 
 @pytest.mark.django_db
 def test_nothing_asked_for_is_forgotten() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         World,
         settings=hypothesis_settings(
             max_examples=20,

@@ -33,13 +33,13 @@ def broker(settings: Settings) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def sent(broker: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def sent(broker: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Messages go to the Redis of this test: Celery has read its settings long before."""
+    monkeypatch.setenv("CELERY_BROKER_URL", broker.url)
     app = doorbells.current_app._get_current_object()
-    monkeypatch.setitem(app.conf.changes, "broker_url", broker.url)
-    app.pool.force_close_all()
-    app.amqp._producer_pool = None
-    app._pool = None
+    app._pool = app.amqp._producer_pool = None
+    yield
+    app._pool = app.amqp._producer_pool = None
 
 
 def waiting(broker: RedisServer) -> dict[str, int]:

@@ -90,3 +90,5 @@ class Session:
             self.polled += len(answers)
             store(answers)
             self.next_flush = time.monotonic() + FLUSH_SECONDS
+            # Leases were given back, and with them places at their hosts.
+            self.next_claim = 0.0

@@ -339,10 +339,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_settings_written_past_the_door_are_refused(tmp_path: Path, settings: dict[str, object]) -> None:
+@pytest.mark.parametrize("saved", SETTINGS.values(), ids=SETTINGS)
+def test_settings_written_past_the_door_are_refused(tmp_path: Path, saved: dict[str, object]) -> None:
     wrong = target(tmp_path)
-    object.__setattr__(wrong, "settings", settings)
+    object.__setattr__(wrong, "settings", saved)
     with pytest.raises(DriverError, match="edit the cluster") as refusal:
         driver.apply(wrong, A, Order(0, 1), deadline=DEADLINE)
     assert refusal.value.cause == "settings"
