@@ -1,6 +1,6 @@
 """The database that tests run on, and users and clients for the tests of the doors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -51,3 +51,11 @@ def page(db: None) -> Client:
     client = Client()
     client.force_login(User.objects.create_superuser("browser"))
     return client
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Some tests log lone surrogates, and a report with one in its captured log cannot travel between processes."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

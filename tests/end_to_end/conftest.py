@@ -11,17 +11,15 @@ import pytest
 
 from tests.end_to_end.stack import Stack, running_stack
 
-
-# What keeps the cores busy goes one after the other; what mostly waits goes beside it.
-HEAVY = {"test_polling", "test_delivery_times"}
+# These have stacks of their own, or take so long that the other scenarios can be done beside them.
+ALONE = {"test_polling", "test_delivery_times"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Scenarios that share a stack run in one process (`--dist loadgroup`)."""
     for item in items:
         if item.get_closest_marker("end_to_end"):
-            heavy = item.path.stem in HEAVY
-            item.add_marker(pytest.mark.xdist_group("end_to_end_heavy" if heavy else "end_to_end"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem if item.path.stem in ALONE else "end_to_end"))
 
 
 @pytest.fixture(autouse=True, scope="session")

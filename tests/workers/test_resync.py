@@ -242,6 +242,7 @@ def test_a_round_goes_over_all_a_page_at_a_time_and_waits_out_its_period(setting
 
     chore = Chore.objects.get()
     assert (chore.cursor, chore.rounds) == (0, 1)
+    assert chore.due_at is not None
     assert 13 < (chore.due_at - database_now()).total_seconds() <= 15
     Remote.objects.update(next_poll_at=None)
     assert resync().counts == {}

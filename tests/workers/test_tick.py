@@ -4,8 +4,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from celery import current_app
 from pytest_django import Settings
 
 from fleetsync.redis import redis_client
@@ -36,7 +38,7 @@ def broker(settings: Settings) -> Iterator[RedisServer]:
 def sent(broker: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Messages go to the Redis of this test: Celery has read its settings long before."""
     monkeypatch.setenv("CELERY_BROKER_URL", broker.url)
-    app = doorbells.current_app._get_current_object()
+    app: Any = current_app
     app._pool = app.amqp._producer_pool = None
     yield
     app._pool = app.amqp._producer_pool = None

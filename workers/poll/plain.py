@@ -5,6 +5,7 @@ Slow (some 8 ms of CPU for each poll) and right by definition: it is git. Every 
 
 import asyncio
 import os
+import re
 import signal
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -21,7 +22,16 @@ log = structlog.get_logger(__name__)
 # A ref's line is a 64-digit id, a tab and a name; names are at most 4 KiB on servers and short in life.
 BYTES_PER_REF = 200
 STDERR_BYTES = 64 * 1024
+# For a process that was killed to be gone.
+KILLED_SECONDS = 5.0
 PEELED = "^{}"
+# What a server of Git says of its answers, and how to make git print it (without contents, and with secrets left out).
+GIT_CONTENT = b"application/x-git-upload-pack-"
+TRACE = {"GIT_TRACE_CURL": "2", "GIT_TRACE_CURL_NO_DATA": "1", "GIT_TRACE_REDACT": "1"}
+TRACED = re.compile(rb"^.*? http\.c:\d+ .*$\n?", re.MULTILINE)
+
+
+NOT_GIT = "The server answered with something that is not Git, such as a login page. Check the URL and the credential."
 
 
 class PlainEngine:
@@ -63,8 +73,15 @@ async def _ask(request: PollRequest) -> PollResult:
 
     try:
         with git_environment(request.access) as environment:
-            output, errors, status = await _run(request, environment.env)
+            output, errors, status = await _run(request, environment.env, request.timeout_seconds)
             clean = cleaner(environment.secrets)
+            if not output and not status and request.access.scheme in ("http", "https"):
+                # git takes a login page for a repository without refs; it must not be taken for deleted branches.
+                left = request.timeout_seconds - (time.monotonic() - started)
+                output, errors, status = await _run(request, {**environment.env, **TRACE}, left)
+                if not output and not status and GIT_CONTENT not in errors:
+                    return failed("not-git", NOT_GIT)
+                errors = TRACED.sub(b"", errors)
     except AccessError as error:
         return failed(error.cause, str(error))
     except TimeoutError:
@@ -93,7 +110,8 @@ def parse_refs(output: bytes) -> dict[str, str]:
     """The refs in the output of ls-remote ({full name: commit}); an annotated tag stands for the commit that it names."""
     refs: dict[str, str] = {}
     peeled: dict[str, str] = {}
-    for line in output.decode("utf-8", "replace").splitlines():
+    # Not splitlines(), which also divides at characters that a ref may have in its name.
+    for line in output.decode("utf-8", "replace").split("\n"):
         commit, separator, name = line.partition("\t")
         if not separator or len(commit) not in (40, 64):
             continue
@@ -104,27 +122,30 @@ def parse_refs(output: bytes) -> dict[str, str]:
     return refs | peeled
 
 
-async def _run(request: PollRequest, env: dict[str, str]) -> tuple[bytes, bytes, int]:
+async def _run(request: PollRequest, env: dict[str, str], seconds: float) -> tuple[bytes, bytes, int]:
     """Standard output, standard error and exit status. Raises TimeoutError; the whole group is dead on every way out."""
     patterns = [name + suffix for name in request.refs for suffix in ("", PEELED) if not (suffix and name == "HEAD")]
     process = await asyncio.create_subprocess_exec(
         "git", "ls-remote", "--quiet", "origin", *patterns,
         stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env, cwd="/", start_new_session=True,
     )  # fmt: skip
+    most = request.max_refs * BYTES_PER_REF
+    reading = asyncio.ensure_future(_read_first(process.stderr, STDERR_BYTES))
     try:
-        async with asyncio.timeout(request.timeout_seconds):
-            output, errors = await asyncio.gather(
-                _read(process.stdout, request.max_refs * BYTES_PER_REF), _read(process.stderr, STDERR_BYTES)
-            )
-            if len(output) < request.max_refs * BYTES_PER_REF:
-                await process.wait()
-            return output, errors, process.returncode or 0
+        async with asyncio.timeout(seconds):
+            output = await _read(process.stdout, most)
+            if len(output) >= most:
+                return output, b"", 0  # more than is wanted, and nobody waits for the rest
+            errors = await reading
+            return output, errors, await process.wait()
     finally:
+        reading.cancel()
+        await asyncio.wait([reading])
         await _kill_group(process)
 
 
 async def _read(stream: asyncio.StreamReader | None, most: int) -> bytes:
-    """What the stream gives until its end, or until there is more than `most` bytes of it."""
+    """What the stream gives until its end, or until there are `most` bytes of it."""
     chunks: list[bytes] = []
     size = 0
     while stream is not None and size < most and (chunk := await stream.read(65536)):
@@ -133,8 +154,18 @@ async def _read(stream: asyncio.StreamReader | None, most: int) -> bytes:
     return b"".join(chunks)
 
 
+async def _read_first(stream: asyncio.StreamReader | None, most: int) -> bytes:
+    """The first `most` bytes; the rest is read as well, or its writer would wait for ever."""
+    found = await _read(stream, most)
+    while stream is not None and await stream.read(65536):
+        pass
+    return found[:most]
+
+
 async def _kill_group(process: Process) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode is None:
-        await process.wait()
+    # Read to the end of its pipes: where more is waiting than was wanted, asyncio never sees that a process has ended.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(KILLED_SECONDS):
+            await process.communicate()
