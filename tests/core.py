@@ -120,3 +120,9 @@ def later(seconds: float) -> datetime:
 
 def is_postgresql() -> bool:
     return connection.vendor == "postgresql"
+
+
+def is_due(row: Any) -> bool:
+    """Whether the row has an instant, and it has come."""
+    due = getattr(row, type(row).DUE)
+    return due is not None and due <= database_now()

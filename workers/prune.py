@@ -7,14 +7,25 @@ from repos import registration
 from repos.deliveries import unapplied
 from repos.leases import database_now
 from repos.models import Delivery, GitRepo, HostNotBefore, Remote
+from workers.bundle.store import BundleStore
+from workers.git_environment import sweep_run_folder
 
 BATCH = 200
+# A bundle that nobody has written to for so long has no writer any more: longer than any job takes.
+ABANDONED_SECONDS = 6 * 3600.0
 
 
 def prune(limit: int = BATCH) -> dict[str, int]:
-    """Remove tombstones whose removals have ended, then remotes that nobody follows; how many of each."""
+    """Remove tombstones whose removals have ended, then remotes that nobody follows, then what killed processes left
+    on this machine's disk; how many of each.
+    """
     HostNotBefore.objects.filter(until__lt=database_now()).delete()
-    return {"gitrepos": prune_tombstones(limit), "remotes": prune_remotes(limit)}
+    return {
+        "gitrepos": prune_tombstones(limit),
+        "remotes": prune_remotes(limit),
+        "folders": sweep_run_folder(limit=limit),
+        "drafts": BundleStore().sweep(ABANDONED_SECONDS),
+    }
 
 
 def prune_tombstones(limit: int) -> int:

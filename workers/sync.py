@@ -24,6 +24,7 @@ from repos.leases import Renewer, claim, database_now, finish, leased
 from repos.models import Bundle, Counter, GitRepo, Mirror, Remote, Revision, SyncJob
 from repos.schedule import next_wait_seconds
 from workers.access import access_of
+from workers.addresses import resolved
 from workers.bundle.build import build
 from workers.bundle.errors import BundleCorrupt, BundleError, BundleMissing, ContentChanged
 from workers.bundle.select import Limits, list_entries, selection_key
@@ -32,6 +33,7 @@ from workers.content import Bundle as BundleContent
 from workers.content import BundleUnavailable
 from workers.fetch.mirror import FetchLimits
 from workers.fetch.mirror import Mirror as MirrorFolder
+from workers.git_environment import AccessError
 from workers.git_errors import CommitNotFound, GitError, MirrorBusy, MirrorCorrupt
 
 log = structlog.get_logger(__name__)
@@ -128,7 +130,7 @@ def run_job(job: SyncJob, renewer: Renewer) -> None:
         log.info("sync job dropped", reason=str(dropped))
     except MirrorBusy:
         give_back(job, BUSY_SECONDS * (1 + random.random()))  # noqa: S311
-    except (GitError, BundleError, SecretUnreadable) as error:
+    except (GitError, BundleError, AccessError, SecretUnreadable) as error:
         fail(job, getattr(error, "cause", "credential"), str(error))
         if isinstance(error, CommitNotFound):
             # What the remote has now is asked for; only a newer revision supersedes this one.
@@ -213,7 +215,7 @@ def make(work: Work, renewer: Renewer) -> Made:
     try:
         with renewer.keeping(row, deadline_seconds=settings.GIT_FETCH_TIMEOUT):
             report = folder.fetch(
-                access_of(work.remote),
+                resolved(access_of(work.remote)),
                 work.revision.commit,
                 str(work.gitrepo.pk),
                 deadline_seconds=until - time.monotonic(),

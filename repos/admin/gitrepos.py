@@ -57,15 +57,16 @@ def status_of(gitrepo: GitRepo | None) -> dict[str, Any]:
 class GitRepoAdmin(DoorAdmin):
     form = GitRepoForm
     list_display = [
+        # What changes first: on a narrow screen the rest is a scroll away.
         "name",
-        "shown_url",
         "display_state",
-        "commit_short",
         "ready_clusters",
+        "commit_short",
         "next_poll",
         "lag",
         "last_error",
         "paused",
+        "shown_url",
     ]
     list_filter = [DisplayStateFilter, "paused", "disable_polling", "credential"]
     list_select_related = ["remote", "wanted_revision", "credential"]

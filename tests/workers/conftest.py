@@ -14,3 +14,9 @@ def no_broker(settings: Settings) -> Iterator[None]:
     settings.REDIS_URL = "redis+socket:///nonexistent/redis.sock"
     yield
     redis_client.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def loopback_is_allowed(settings: Settings) -> None:
+    """The tests' own Git servers are on this machine."""
+    settings.GIT_ALLOWED_NETWORKS = ["127.0.0.0/8"]

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import structlog
 
+from workers.addresses import resolved_soon
 from workers.git_environment import AccessError, git_environment
 from workers.git_errors import cleaner, error_from
 from workers.poll.engine import PollError, PollRequest, PollResult
@@ -72,7 +73,9 @@ async def _ask(request: PollRequest) -> PollResult:
         return PollResult(request.key, time.monotonic() - started, error=PollError(cause, message))
 
     try:
-        with git_environment(request.access) as environment:
+        async with asyncio.timeout(request.timeout_seconds):
+            access = await resolved_soon(request.access)
+        with git_environment(access) as environment:
             output, errors, status = await _run(request, environment.env, request.timeout_seconds)
             clean = cleaner(environment.secrets)
             if not output and not status and request.access.scheme in ("http", "https"):

@@ -1,0 +1,225 @@
+"""A poll session with the plain engine and real repositories, from the claim to the stored refs."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+from django.db import connections
+from pytest_django import Settings
+
+from repos import registration
+from repos.leases import database_now
+from repos.models import Credential, GitRepo, Remote
+from tests.core import MAIN, adopt_all, fresh, later, register
+from tests.git_servers import GitServer, Repository, git_server
+from workers.poll.plain import PlainEngine
+from workers.poll.session import Session, SessionReport
+
+pytestmark = pytest.mark.django_db
+
+Poll = Callable[..., SessionReport]
+
+
+@pytest.fixture(autouse=True)
+def files_are_allowed(settings: Settings, tmp_path: Path) -> None:
+    settings.GIT_FILE_ROOT = str(tmp_path / "served")
+    settings.DATA_DIR = tmp_path / "data"
+    settings.GIT_ALLOW_HTTP = True
+    settings.GIT_ALLOWED_NETWORKS = ["127.0.0.0/8"]
+
+
+@pytest.fixture
+def poll() -> Iterator[Poll]:
+    """One session: poll(limit=50)."""
+    engine = PlainEngine()
+
+    def run(*, limit: int = 50, budget: float = 20.0, stopping: Callable[[], bool] = lambda: False) -> SessionReport:
+        report = Session(engine, limit=limit, budget_seconds=budget, stopping=stopping).run()
+        assert engine.in_flight == 0
+        return report
+
+    yield run
+    engine.close()
+
+
+def repository(tmp_path: Path, name: str = "shop") -> Repository:
+    made = Repository.make(tmp_path / "served" / f"{name}.git")
+    made.commit({"deploy/app.yaml": name})
+    return made
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[GitServer]:
+    (tmp_path / "served").mkdir(exist_ok=True)
+    with git_server(tmp_path / "served") as server:
+        yield server
+
+
+def test_what_is_due_is_polled_once_and_its_followers_get_its_head(poll: Poll, tmp_path: Path) -> None:
+    repositories = [repository(tmp_path, f"r{number}") for number in range(6)]
+    gitrepos = [register(f"r{number}", url=found.file_url) for number, found in enumerate(repositories)]
+
+    assert poll(limit=2).polled == 6
+    adopt_all()
+
+    for gitrepo, found in zip(gitrepos, repositories, strict=True):
+        row = fresh(gitrepo)
+        assert row.observed_commit == found.head()
+        assert row.remote.refs == {MAIN: found.head()}
+        assert row.remote.next_poll_at > database_now() and row.remote.lease_token is None
+    assert poll().polled == 0
+
+
+def test_followers_of_one_remote_cost_one_poll(poll: Poll, tmp_path: Path) -> None:
+    found = repository(tmp_path)
+    found.commit({"a": "b"}, branch="dev")
+    found.tag("v1.2.0", found.head())
+    register("main", url=found.file_url)
+    register("dev", url=found.file_url, branch="dev")
+    register("head", url=found.file_url, branch="")
+    register("release", url=found.file_url, branch="", semver=">=1.0.0")
+    register("pinned", url=found.file_url, branch="", commit=found.head())
+
+    assert poll().polled == 1
+    adopt_all()
+
+    observed = dict(GitRepo.objects.values_list("name", "observed_commit"))
+    assert observed == {
+        "main": found.head(),
+        "dev": found.head("dev"),
+        "head": found.head(),
+        "release": found.head(),
+        "pinned": found.head(),
+    }
+
+
+def test_a_missing_branch_is_the_gitrepos_and_not_the_remotes(poll: Poll, tmp_path: Path) -> None:
+    gitrepo = register(url=repository(tmp_path).file_url, branch="gone")
+
+    poll()
+    adopt_all()
+
+    row = fresh(gitrepo)
+    assert (row.ref_failures, row.remote.consecutive_failures, row.remote.last_error) == (1, 0, "")
+    assert "gone" in row.ref_error
+
+
+def test_a_remote_that_is_not_there_is_an_error_and_backs_off(poll: Poll, tmp_path: Path) -> None:
+    gitrepo = register(url=f"file://{tmp_path}/served/nowhere.git")
+
+    assert poll().polled == 1
+
+    remote = fresh(gitrepo.remote)
+    assert remote.consecutive_failures == 1 and remote.last_error
+    assert 15 < (remote.next_poll_at - database_now()).total_seconds() <= 33
+
+
+def test_a_credential_that_cannot_be_read_is_an_error_of_its_own_remote(
+    poll: Poll, tmp_path: Path, server: GitServer, settings: Settings
+) -> None:
+    good = repository(tmp_path)
+    token = Credential.objects.create(name="team", kind="token", secret="s3cret")
+    bad = register("bad", url=server.url(good), credential=token)
+    register("good", url=good.file_url)
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+
+    assert poll().polled == 2
+
+    assert "ENCRYPTION_KEYS" in fresh(bad.remote).last_error
+    assert fresh(bad.remote).lease_token is None
+    assert fresh(GitRepo.objects.get(name="good").remote).consecutive_failures == 0
+
+
+def test_a_server_that_hangs_holds_its_own_slot_and_nobody_elses(
+    poll: Poll, tmp_path: Path, server: GitServer, settings: Settings
+) -> None:
+    settings.GIT_TIMEOUT = 4.0
+    server.behaviour.hang_before = True
+    hung = register("hung", url=server.url(repository(tmp_path, "hung")))
+    for number in range(8):
+        register(f"r{number}", url=repository(tmp_path, f"r{number}").file_url)
+    started = database_now()
+
+    assert poll(limit=3).polled == 9
+
+    written = Remote.objects.exclude(pk=hung.remote_id).values_list("last_success_at", flat=True)
+    assert all(at is not None and (at - started).total_seconds() < 4 for at in written)
+    assert "GIT_TIMEOUT" in fresh(hung.remote).last_error
+
+
+def test_no_host_is_asked_more_at_once_than_it_may(
+    poll: Poll, tmp_path: Path, server: GitServer, settings: Settings
+) -> None:
+    settings.GIT_HOST_CONCURRENCY = 2
+    server.behaviour.delay_seconds = 0.2
+    for number in range(6):
+        register(f"r{number}", url=server.url(repository(tmp_path, f"r{number}")))
+    most = 0
+    running = Session(PlainEngine(), limit=50, budget_seconds=20, stopping=lambda: False)
+    while True:
+        now = time.monotonic()
+        if now >= running.next_claim:
+            running._claim(now)
+        most = max(most, running.engine.in_flight)
+        if not running.claimed and not running.answers:
+            break
+        for result in running.engine.wait(0.1):
+            running.answers.append((running.claimed.pop(result.key), result))
+        running._flush_if_time()
+    running.engine.close()
+
+    assert running.polled == 6
+    assert most == 2
+
+
+def test_a_session_that_is_to_stop_claims_nothing_more_and_finishes_what_it_has(poll: Poll, tmp_path: Path) -> None:
+    for number in range(4):
+        register(f"r{number}", url=repository(tmp_path, f"r{number}").file_url)
+    looks = iter([False])
+
+    assert poll(limit=2, stopping=lambda: next(looks, True)).polled == 2
+
+    assert Remote.objects.filter(lease_token__isnull=False).count() == 0
+    assert Remote.objects.filter(next_poll_at__lte=database_now()).count() == 2
+
+
+def test_a_session_without_budget_does_nothing(poll: Poll, tmp_path: Path) -> None:
+    register(url=repository(tmp_path).file_url)
+
+    assert poll(budget=0.0).polled == 0
+
+
+def test_what_lost_its_followers_after_it_was_due_costs_nothing(poll: Poll, tmp_path: Path) -> None:
+    gitrepo = register(url=repository(tmp_path).file_url)
+    registration.delete(gitrepo.pk)
+    Remote.objects.update(next_poll_at=later(-1))
+
+    assert poll().polled == 1
+
+    assert fresh(gitrepo.remote).next_poll_at is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_edit_during_the_poll_is_answered_by_the_next_one(poll: Poll, tmp_path: Path, server: GitServer) -> None:
+    found = repository(tmp_path)
+    dev = found.commit({"b": "b"}, branch="dev")
+    gitrepo = register(url=server.url(found))
+    server.behaviour.delay_seconds = 0.5
+
+    def edits() -> None:
+        server.wait_for_request()
+        registration.edit(gitrepo.pk, {"branch": "dev"})
+        connections.close_all()
+
+    thread = threading.Thread(target=edits)
+    thread.start()
+    polled = poll().polled
+    thread.join()
+    adopt_all()
+
+    assert polled == 2  # the woken remote is due again at once
+    assert fresh(gitrepo).observed_commit == dev
+    assert [revision.commit for revision in fresh(gitrepo).revisions.all()] == [dev]

@@ -1,0 +1,516 @@
+"""The sync stage with real repositories: what a job makes, and what becomes of it when the world changes under it."""
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+from django.conf import settings as django_settings
+from pytest_django import Settings
+
+from repos import registration
+from repos.leases import Renewer, claim, database_now
+from repos.models import Bundle, Credential, Delivery, DeliveryRecord, Event, GitRepo, Mirror, Remote, Revision, SyncJob
+from tests.core import (
+    MAIN,
+    A,
+    adopt_all,
+    answered,
+    cluster,
+    delivery_of,
+    expire,
+    fresh,
+    is_due,
+    later,
+    open_job,
+    register,
+)
+from tests.git_servers import Repository
+from workers import sync
+from workers.deliver.outcome import make_again
+from workers.sync import Made, Work, begin, conclude, make, run_job, run_session
+
+pytestmark = pytest.mark.django_db
+State, Outcome = SyncJob.State, Revision.Outcome
+never: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+@pytest.fixture(autouse=True)
+def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
+    settings.GIT_FILE_ROOT = str(tmp_path / "served")
+    settings.DATA_DIR = tmp_path / "data"
+    settings.MIRROR_DIR = tmp_path / "mirrors"
+    settings.BUNDLE_DIR = tmp_path / "bundles"
+    settings.GIT_FETCH_TIMEOUT = 20.0
+    sync.store.cache_clear()
+    yield
+    sync.store.cache_clear()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Repository:
+    source = Repository.make(tmp_path / "served" / "shop.git")
+    source.commit({"deploy/app.yaml": "one", "README.md": "one"})
+    return source
+
+
+@pytest.fixture
+def gitrepo(source: Repository) -> GitRepo:
+    cluster()
+    return register(url=source.file_url, paths=["deploy"], targets=[{"cluster": "prod-eu"}])
+
+
+def polled(gitrepo: GitRepo, source: Repository) -> None:
+    """What the remote has now is seen and adopted."""
+    answered(fresh(gitrepo).remote, {MAIN: source.head()})
+    adopt_all()
+
+
+def work() -> int:
+    """One session over everything that is due, retries included."""
+    SyncJob.objects.filter(due_at__isnull=False).update(**SyncJob.due_in(later(-1), 0))
+    return run_session(budget_seconds=20, stopping=never)
+
+
+def started() -> SyncJob:
+    """The one job that is due, claimed as a session claims it."""
+    now = database_now()
+    extra = {"state": State.RUNNING, "started_at": now}
+    [job] = claim(SyncJob, limit=5, seconds=60, where=sync.claimable_jobs(now), extra=extra)
+    return job
+
+
+@contextlib.contextmanager
+def in_the_middle() -> Iterator[tuple[Work, Made]]:
+    """A job that has fetched and bundled, and has not written it yet; then it does."""
+    job = started()
+    with Renewer(60) as renewer:
+        work = begin(job)
+        made = make(work, renewer)
+    yield work, made
+    conclude(work, made)
+
+
+def newest(gitrepo: GitRepo) -> Revision:
+    return Revision.objects.filter(gitrepo=gitrepo).order_by("-number")[0]
+
+
+# -- a good run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_becomes_a_bundle_that_its_clusters_want(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+
+    assert work() == 1
+
+    revision = newest(gitrepo)
+    assert (revision.outcome, revision.job.state) == (Outcome.SYNCED, State.SUCCEEDED)
+    assert revision.bundle is not None and sync.store().exists(revision.bundle.sha256)
+    assert (revision.bundle.files, revision.job.due_at) == (1, None)
+    assert fresh(gitrepo).wanted_revision == revision
+    row = delivery_of(gitrepo)
+    assert (row.wanted_revision, row.wanted_bundle) == (revision, revision.bundle)
+    assert row.due_at is not None
+    with sync.open_bundle(revision.bundle.sha256) as content:
+        assert [entry.path for entry, _ in content.entries()] == ["deploy/app.yaml"]
+    mirror = Mirror.objects.get()
+    assert mirror.size_bytes > 0 and mirror.lease_token is None
+    assert work() == 0
+
+
+def test_a_revision_without_clusters_says_so(source: Repository) -> None:
+    gitrepo = register(url=source.file_url)
+    polled(gitrepo, source)
+    work()
+
+    assert newest(gitrepo).outcome == Outcome.NO_TARGET
+    assert newest(gitrepo).bundle is not None
+
+
+def test_a_commit_that_changes_nothing_below_the_paths(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    work()
+    first = newest(gitrepo)
+    source.commit({"README.md": "two"})
+    polled(gitrepo, source)
+
+    assert work() == 1
+
+    second = newest(gitrepo)
+    assert (second.outcome, second.bundle, fresh(gitrepo).wanted_revision) == (Outcome.UNCHANGED, first.bundle, second)
+    assert (delivery_of(gitrepo).sequence, delivery_of(gitrepo).wanted_revision) == (1, first)
+    assert DeliveryRecord.objects.get(revision=second).outcome == DeliveryRecord.Outcome.UNCHANGED
+    assert Event.objects.filter(reason="Unchanged").exists()
+
+
+def test_a_forced_sync_never_ends_as_unchanged(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    work()
+    registration.force(gitrepo.pk)
+    polled(gitrepo, source)
+
+    work()
+
+    assert (newest(gitrepo).reason, newest(gitrepo).outcome) == (Revision.Reason.FORCE, Outcome.SYNCED)
+    assert delivery_of(gitrepo).sequence == 2
+
+
+def test_nor_does_what_supersedes_one(gitrepo: GitRepo, source: Repository) -> None:
+    """The forced run never ran: the new head that took its place, and changes nothing, does its work."""
+    polled(gitrepo, source)
+    work()
+    registration.force(gitrepo.pk)
+    polled(gitrepo, source)
+    source.commit({"README.md": "two"})
+    polled(gitrepo, source)
+
+    work()
+
+    assert (newest(gitrepo).reason, newest(gitrepo).outcome) == (Revision.Reason.NEW_HEAD, Outcome.SYNCED)
+    assert delivery_of(gitrepo).sequence == 2
+    source.commit({"README.md": "three"})
+    polled(gitrepo, source)
+    work()
+    assert newest(gitrepo).outcome == Outcome.UNCHANGED  # that was that
+
+
+def test_a_bundle_that_is_gone_is_made_again(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    work()
+    source.commit({"README.md": "two"})
+    polled(gitrepo, source)
+    work()
+    unchanged = newest(gitrepo)
+    assert unchanged.bundle is not None
+    for path in sync.store().folder.rglob(f"{unchanged.bundle.sha256}*"):
+        path.unlink()
+    assert not sync.store().exists(unchanged.bundle.sha256)
+
+    make_again(fresh(gitrepo), database_now())
+    assert open_job(gitrepo).revision == unchanged
+    assert work() == 1
+
+    assert sync.store().exists(unchanged.bundle.sha256)
+    assert fresh(gitrepo).wanted_revision == unchanged
+    row = delivery_of(gitrepo)
+    assert (row.wanted_revision, row.wanted_bundle, row.sequence) == (unchanged, unchanged.bundle, 2)
+
+
+def test_what_was_unchanged_is_not_while_its_bundle_is_gone(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    work()
+    for path in sync.store().folder.rglob("*.tar*"):
+        path.unlink()
+    source.commit({"README.md": "two"})
+    polled(gitrepo, source)
+    work()
+
+    assert newest(gitrepo).outcome == Outcome.SYNCED
+    assert Bundle.objects.count() == 1
+
+
+# -- a bad run -----------------------------------------------------------------------------------------------------
+
+
+def test_paths_that_match_nothing_fail_and_remove_nothing(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    work()
+    registration.edit(gitrepo.pk, {"paths": ["nowhere"]})
+    polled(gitrepo, source)
+
+    assert work() == 1
+
+    job = open_job(gitrepo)
+    assert (job.state, job.failures, job.lease_token) == (State.FAILED, 1, None)
+    assert "nowhere" in job.last_error
+    assert job.due_at is not None and job.due_at > database_now()
+    assert (delivery_of(gitrepo).removal, delivery_of(gitrepo).sequence) == (False, 1)
+    assert Event.objects.filter(reason="SyncFailed").exists()
+    # The cause goes away, and nobody has to touch anything.
+    source.commit({"nowhere/app.yaml": "here"})
+    polled(gitrepo, source)
+    work()
+    assert newest(gitrepo).outcome == Outcome.SYNCED
+
+
+def test_tries_come_slower_and_slower(gitrepo: GitRepo, source: Repository, settings: Settings) -> None:
+    settings.GITREPO_POLLING_JITTER = 0.0
+    registration.edit(gitrepo.pk, {"paths": ["nowhere"]})
+    polled(gitrepo, source)
+    waits = []
+    for _ in range(10):
+        work()
+        waits.append(open_job(gitrepo).wait_seconds)
+
+    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert open_job(gitrepo).failures == 10
+
+
+def test_a_commit_that_the_remote_no_longer_gives_asks_for_what_it_has_now(
+    gitrepo: GitRepo, source: Repository
+) -> None:
+    answered(gitrepo.remote, {MAIN: A})
+    adopt_all()
+    assert fresh(gitrepo).requested == fresh(gitrepo).handled
+
+    work()
+
+    assert open_job(gitrepo).failures == 1
+    assert fresh(gitrepo).requested > fresh(gitrepo).handled
+    assert is_due(fresh(gitrepo.remote))
+    polled(gitrepo, source)
+    work()
+    assert newest(gitrepo).commit == source.head()
+    assert list(Revision.objects.order_by("number").values_list("outcome", flat=True)) == ["superseded", "synced"]
+
+
+def test_a_failure_gives_way_to_a_newer_revision_that_waits(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    job = started()
+    source.commit({"deploy/app.yaml": "two"})
+    polled(gitrepo, source)
+
+    sync.fail(job, "network", "no route")
+
+    assert (fresh(job).state, fresh(job.revision).outcome) == (State.SUPERSEDED, Outcome.SUPERSEDED)
+    assert open_job(gitrepo).revision.commit == source.head()
+
+
+def test_a_busy_mirror_puts_the_job_back_as_no_failure(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    job = started()
+    Mirror.objects.create(
+        remote=gitrepo.remote, worker_host=django_settings.WORKER_HOST, due_at=later(-1), lease_until=later(30),
+        lease_token=uuid.uuid4(),
+    )  # fmt: skip
+
+    with Renewer(60) as renewer:
+        run_job(job, renewer)
+
+    row = open_job(gitrepo)
+    assert (row.state, row.failures, row.lease_token, row.last_error) == (State.PENDING, 0, None, "")
+    assert row.due_at is not None and database_now() < row.due_at <= later(1)
+    assert work() == 0  # and it is not claimed while that goes on
+    expire(Mirror.objects.get())
+    assert work() == 1
+
+
+def test_a_busy_mirror_with_a_newer_revision_waiting(gitrepo: GitRepo, source: Repository) -> None:
+    """Two may not wait: the older one goes."""
+    polled(gitrepo, source)
+    job = started()
+    source.commit({"deploy/app.yaml": "two"})
+    polled(gitrepo, source)
+
+    sync.give_back(job, 0.5)
+
+    assert fresh(job).state == State.SUPERSEDED
+    assert open_job(gitrepo).revision.commit == source.head()
+
+
+def test_a_job_that_kills_its_workers_is_shown_and_slowed_down(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    for _ in range(sync.CRASHES):
+        expire(started())
+
+    assert work() == 1
+
+    row = open_job(gitrepo)
+    assert (row.state, row.failures, row.crashes) == (State.FAILED, 1, 0)
+    assert "died" in row.last_error
+    assert work() == 1
+    assert newest(gitrepo).outcome == Outcome.SYNCED
+
+
+def test_a_secret_that_cannot_be_read_is_said(gitrepo: GitRepo, source: Repository, settings: Settings) -> None:
+    polled(gitrepo, source)
+    token = Credential.objects.create(name="team", kind="token", secret="s3cret")
+    GitRepo.objects.update(credential=token)
+    Remote.objects.update(credential=token)
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+
+    work()
+
+    assert "ENCRYPTION_KEYS" in open_job(gitrepo).last_error
+    assert Mirror.objects.get().lease_token is None
+
+
+# -- the world changes under it ------------------------------------------------------------------------------------
+
+
+def test_a_newer_commit_while_it_runs_lets_it_end_and_follows(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    with in_the_middle() as (first, _):
+        source.commit({"deploy/app.yaml": "two"})
+        polled(gitrepo, source)
+        assert work() == 0  # one at a time
+
+    assert fresh(first.revision).outcome == Outcome.SYNCED
+    assert fresh(gitrepo).wanted_revision == first.revision
+    assert work() == 1
+    assert fresh(gitrepo).wanted_revision.commit == source.head()
+    assert delivery_of(gitrepo).sequence == 2
+
+
+@pytest.mark.parametrize("changes", [{"paths": ["README.md"]}, {"branch": "dev"}], ids=["paths", "branch"])
+def test_an_edit_of_the_source_during_the_fetch_drops_the_result(
+    gitrepo: GitRepo, source: Repository, changes: dict[str, object]
+) -> None:
+    source.commit({"deploy/app.yaml": "dev"}, branch="dev")
+    polled(gitrepo, source)
+    with in_the_middle() as (work_done, _):
+        registration.edit(gitrepo.pk, changes)
+
+    assert fresh(work_done.job).state == State.SUPERSEDED
+    assert fresh(work_done.revision).outcome == Outcome.SUPERSEDED
+    assert not Delivery.objects.exists() and fresh(gitrepo).wanted_revision is None
+    branch = fresh(gitrepo).branch
+    answered(gitrepo.remote, {f"refs/heads/{branch}": source.head(branch)})
+    adopt_all()
+    work()
+    assert newest(gitrepo).outcome == Outcome.SYNCED
+    assert newest(gitrepo).generation == 2
+
+
+def test_a_job_for_an_older_spec_is_not_begun(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    registration.edit(gitrepo.pk, {"paths": ["README.md"]})
+
+    with pytest.raises(sync.Dropped):
+        begin(started())
+
+    assert newest(gitrepo).outcome == Outcome.SUPERSEDED
+
+
+def test_another_remote_during_the_fetch_runs_it_again(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    with in_the_middle() as (done, _):
+        registration.edit(gitrepo.pk, {"insecure_skip_tls_verify": True})
+
+    row = open_job(gitrepo)
+    assert (row.pk, row.state, row.failures) == (done.job.pk, State.PENDING, 0)
+    assert is_due(row)
+    assert not Delivery.objects.exists()
+    assert work() == 1
+    assert newest(gitrepo).outcome == Outcome.SYNCED
+
+
+def test_a_pause_during_the_fetch_lets_it_end_and_holds_its_deliveries(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    with in_the_middle():
+        registration.edit(gitrepo.pk, {"paused": True})
+
+    assert newest(gitrepo).outcome == Outcome.SYNCED
+    assert delivery_of(gitrepo).due_at is None
+    registration.edit(gitrepo.pk, {"paused": False})
+    assert delivery_of(gitrepo).due_at is not None
+
+
+def test_a_pause_before_it_begins_puts_it_back(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    job = started()
+    registration.edit(gitrepo.pk, {"paused": True})
+
+    with pytest.raises(sync.Dropped):
+        begin(job)
+
+    assert (open_job(gitrepo).state, open_job(gitrepo).due_at) == (State.PENDING, None)
+    registration.edit(gitrepo.pk, {"paused": False})
+    assert work() == 1
+
+
+def test_a_resume_right_after_it_read_the_pause_is_not_lost(gitrepo: GitRepo, source: Repository) -> None:
+    """The job read "paused"; the resume found no job that waits; then the job went back."""
+    polled(gitrepo, source)
+    job = started()
+    registration.edit(gitrepo.pk, {"paused": True})
+    registration.edit(gitrepo.pk, {"paused": False})
+
+    sync.give_back(job, 0.0)
+
+    assert open_job(gitrepo).due_at is not None
+
+
+def test_a_failure_while_paused_waits_for_the_resume(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    job = started()
+    registration.edit(gitrepo.pk, {"paused": True})
+
+    sync.fail(job, "network", "no route")
+
+    assert (open_job(gitrepo).state, open_job(gitrepo).due_at) == (State.FAILED, None)
+    registration.edit(gitrepo.pk, {"paused": False})
+    assert is_due(open_job(gitrepo))
+
+
+def test_targets_that_changed_during_the_fetch_are_those_that_count(gitrepo: GitRepo, source: Repository) -> None:
+    cluster("prod-us")
+    polled(gitrepo, source)
+    with in_the_middle():
+        registration.edit(gitrepo.pk, {"targets": [{"cluster": "prod-us"}]})
+
+    assert delivery_of(gitrepo).cluster.name == "prod-us"
+
+
+@pytest.mark.parametrize("when", ["claimed", "fetched"])
+def test_a_gitrepo_that_is_deleted_meanwhile(gitrepo: GitRepo, source: Repository, when: str) -> None:
+    polled(gitrepo, source)
+    if when == "claimed":
+        job = started()
+        registration.delete(gitrepo.pk)
+        with Renewer(60) as renewer:
+            run_job(job, renewer)
+    else:
+        with in_the_middle():
+            registration.delete(gitrepo.pk)
+
+    assert not GitRepo.objects.exists() and not Delivery.objects.exists()
+    assert work() == 0
+
+
+def test_a_tombstone_gets_no_content(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    work()
+    source.commit({"deploy/app.yaml": "two"})
+    polled(gitrepo, source)
+    with in_the_middle() as (done, _):
+        registration.delete(gitrepo.pk)
+
+    assert fresh(done.job).state == State.SUPERSEDED
+    assert delivery_of(gitrepo).removal
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    with in_the_middle() as (frozen, _):
+        expire(frozen.job)
+        again = started()
+        assert again.pk == frozen.job.pk and again.crashes == 1
+
+    assert fresh(again).lease_token == again.lease_token
+    assert fresh(frozen.revision).outcome == Outcome.OPEN
+    assert not Delivery.objects.exists() and fresh(gitrepo).wanted_revision is None
+
+
+def test_an_older_revision_that_runs_once_more_takes_nothing_back(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    work()
+    older = newest(gitrepo)
+    source.commit({"deploy/app.yaml": "two"})
+    polled(gitrepo, source)
+    work()
+    SyncJob.objects.filter(revision=older).update(state=State.PENDING, **SyncJob.due_in(later(-1), 0))
+
+    work()
+
+    assert fresh(gitrepo).wanted_revision == newest(gitrepo) != older
+    assert SyncJob.objects.get(revision=older).state == State.SUPERSEDED
+
+
+def test_a_session_stops_when_it_is_told_to(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+
+    assert run_session(budget_seconds=20, stopping=lambda: True) == 0
+    assert run_session(budget_seconds=0, stopping=never) == 0
