@@ -64,14 +64,15 @@ def test_p1_gaps_between_claims_lie_in_the_jittered_interval_and_vary(stack: Sta
 def test_p2_a_thousand_at_once_are_polled_within_the_interval_and_within_the_limit(
     own_stack: Callable[..., Stack],
 ) -> None:
-    limit = 8
+    # A thousand git processes share these cores with whatever else is tested: hence two minutes.
+    interval, limit = 120, 8
     stack = own_stack({"GIT_HOST_CONCURRENCY": str(limit)})
     repositories = make_many(stack.repositories / "p2", 1000)
     register_all(
         stack,
         (
             # Paused, so that what is measured is polling: a thousand fetches would share these cores with it.
-            manifest(f"p2-{number}", repository.file_url, pollingInterval="60s", paused=True)
+            manifest(f"p2-{number}", repository.file_url, pollingInterval=f"{interval}s", paused=True)
             for number, repository in enumerate(repositories)
         ),
     )
@@ -84,7 +85,7 @@ def test_p2_a_thousand_at_once_are_polled_within_the_interval_and_within_the_lim
         most = max(most, stack.sql(f"SELECT count(*) FROM repos_remote WHERE lease_until > {now}")[0][0])
         return stack.sql("SELECT count(*) FROM repos_remote WHERE last_poll_at IS NULL") == [(0,)]
 
-    wait_until("all 1000 are polled", all_polled, 100, every=0.05)
+    wait_until("all 1000 are polled", all_polled, interval + 20, every=0.05)
 
     first_polls: dict[str, float] = {}
     for line in stack.lines(POLL_LINE):
@@ -92,7 +93,7 @@ def test_p2_a_thousand_at_once_are_polled_within_the_interval_and_within_the_lim
         first_polls[line["gitrepo"]] = min(at, first_polls.get(line["gitrepo"], at))
     waited = [at - registered for at in first_polls.values()]
     assert len(waited) == 1000
-    assert max(waited) <= 60
+    assert max(waited) <= interval
     assert 0 < most <= limit
 
 
