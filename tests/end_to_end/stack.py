@@ -302,7 +302,7 @@ class Stack:
             headers={"Authorization": f"Token {self.token}", "Content-Type": content_type},
         )
         try:
-            with urllib.request.urlopen(call, timeout=90) as answer:
+            with urllib.request.urlopen(call, timeout=180) as answer:
                 status, text = answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read().decode()

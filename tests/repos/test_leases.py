@@ -498,10 +498,16 @@ def test_rows_that_refer_to_a_group_can_be_made_during_a_claim() -> None:
 def test_a_cap_is_true_for_a_claim_that_had_to_wait() -> None:
     remotes(4)
     found: list[list[Remote]] = []
+
+    def claims() -> None:
+        # One more that has waited longest: not one of those that the other claim has locked.
+        Remote.objects.filter(identity="3").update(next_poll_at=later(-100))
+        found.append(claim_capped(Remote, group="host", cap=2, limit=2, seconds=30)[0])
+
     with transaction.atomic():
         assert len(claim_capped(Remote, group="host", cap=2, limit=2, seconds=30)[0]) == 2
-        thread = in_thread(lambda: found.append(claim_capped(Remote, group="host", cap=2, limit=2, seconds=30)[0]))
-        time.sleep(0.3)
+        thread = in_thread(claims)
+        time.sleep(0.5)
     thread.join(20)
 
     assert found == [[]]

@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import structlog
@@ -25,6 +26,7 @@ BYTES_PER_REF = 200
 STDERR_BYTES = 64 * 1024
 # For a process that was killed to be gone.
 KILLED_SECONDS = 5.0
+RESOLVERS = 64
 PEELED = "^{}"
 # What a server of Git says of its answers, and how to make git print it (without contents, and with secrets left out).
 GIT_CONTENT = b"application/x-git-upload-pack-"
@@ -40,6 +42,9 @@ class PlainEngine:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        # Names are resolved in threads: so many that a resolver which says nothing holds up only those who ask it.
+        self._resolvers = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
+        self._loop.set_default_executor(self._resolvers)
         self._running: set[asyncio.Task[PollResult]] = set()
 
     @property
@@ -63,6 +68,7 @@ class PlainEngine:
         if self._running:
             self._loop.run_until_complete(asyncio.wait(self._running, timeout=5))
         self._running = set()
+        self._resolvers.shutdown(wait=False, cancel_futures=True)
         self._loop.close()
 
 
@@ -73,18 +79,18 @@ async def _ask(request: PollRequest) -> PollResult:
         return PollResult(request.key, time.monotonic() - started, error=PollError(cause, message))
 
     try:
+        # One deadline for all of it: the lease outlasts it once.
         async with asyncio.timeout(request.timeout_seconds):
             access = await resolved_soon(request.access)
-        with git_environment(access) as environment:
-            output, errors, status = await _run(request, environment.env, request.timeout_seconds)
-            clean = cleaner(environment.secrets)
-            if not output and not status and request.access.scheme in ("http", "https"):
-                # git takes a login page for a repository without refs; it must not be taken for deleted branches.
-                left = request.timeout_seconds - (time.monotonic() - started)
-                output, errors, status = await _run(request, {**environment.env, **TRACE}, left)
-                if not output and not status and GIT_CONTENT not in errors:
-                    return failed("not-git", NOT_GIT)
-                errors = TRACED.sub(b"", errors)
+            with git_environment(access) as environment:
+                output, errors, status = await _run(request, environment.env)
+                clean = cleaner(environment.secrets)
+                if not output and not status and request.access.scheme in ("http", "https"):
+                    # git takes a login page for a repository without refs; it must not be taken for deleted branches.
+                    output, errors, status = await _run(request, {**environment.env, **TRACE})
+                    if not output and not status and GIT_CONTENT not in errors:
+                        return failed("not-git", NOT_GIT)
+                    errors = TRACED.sub(b"", errors)
     except AccessError as error:
         return failed(error.cause, str(error))
     except TimeoutError:
@@ -125,8 +131,8 @@ def parse_refs(output: bytes) -> dict[str, str]:
     return refs | peeled
 
 
-async def _run(request: PollRequest, env: dict[str, str], seconds: float) -> tuple[bytes, bytes, int]:
-    """Standard output, standard error and exit status. Raises TimeoutError; the whole group is dead on every way out."""
+async def _run(request: PollRequest, env: dict[str, str]) -> tuple[bytes, bytes, int]:
+    """Standard output, standard error and exit status. The whole group is dead on every way out, a deadline's too."""
     patterns = [name + suffix for name in request.refs for suffix in ("", PEELED) if not (suffix and name == "HEAD")]
     process = await asyncio.create_subprocess_exec(
         "git", "ls-remote", "--quiet", "origin", *patterns,
@@ -135,12 +141,11 @@ async def _run(request: PollRequest, env: dict[str, str], seconds: float) -> tup
     most = request.max_refs * BYTES_PER_REF
     reading = asyncio.ensure_future(_read_first(process.stderr, STDERR_BYTES))
     try:
-        async with asyncio.timeout(seconds):
-            output = await _read(process.stdout, most)
-            if len(output) >= most:
-                return output, b"", 0  # more than is wanted, and nobody waits for the rest
-            errors = await reading
-            return output, errors, await process.wait()
+        output = await _read(process.stdout, most)
+        if len(output) >= most:
+            return output, b"", 0  # more than is wanted, and nobody waits for the rest
+        errors = await reading
+        return output, errors, await process.wait()
     finally:
         reading.cancel()
         await asyncio.wait([reading])

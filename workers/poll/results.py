@@ -237,9 +237,8 @@ def _store_moved(findings: Sequence[Finding]) -> set[int]:
     """
     moved = {f.claimed.remote.pk: f for f in findings if f.moved}
     unsettled = set()
-    tokens = {f.claimed.remote.lease_token for f in moved.values()}
-    stored = Remote.objects.filter(pk__in=moved, lease_token__in=tokens).order_by("pk")
-    for remote in stored.only("refs", "recent", "returning", "change", "lease_token", "asked"):
+    stored = Remote.objects.filter(pk__in=moved).order_by("pk")
+    for remote in stored.only("refs", "recent", "returning", "asked"):
         finding = moved[remote.pk]
         heads = take_in(remote.refs, remote.recent, remote.returning, finding.refs)
         if heads.returning and not remote.returning:
