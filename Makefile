@@ -34,7 +34,7 @@ run: parts
 	@exec $(BIN)/python manage.py up --with-parent
 
 test: parts-dev
-	@exec $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup $(PYTEST_ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
 
 # What a production environment sets, with keys that open nothing.
 PRODUCTION = DEBUG=off ALLOWED_HOSTS=fleetsync.example.com REDIS_URL=redis://:lint@localhost:6379/0 \

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.end_to_end
 
 TICK = 1.0
 # From a due row to its claim there is the tick, a message, and a process that must get a turn on a busy machine.
-SLACK = 2.0
+SLACK = 4.0
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_p1_gaps_between_claims_lie_in_the_jittered_interval_and_vary(stack: Sta
 def test_p2_a_thousand_at_once_are_polled_within_the_interval_and_within_the_limit(
     own_stack: Callable[..., Stack],
 ) -> None:
-    # A thousand git processes share these cores with whatever else is tested: hence two minutes.
-    interval, limit = 120, 8
+    # A thousand git processes share these cores with whatever else is tested: hence five minutes.
+    interval, limit = 300, 8
     stack = own_stack({"GIT_HOST_CONCURRENCY": str(limit)})
     repositories = make_many(stack.repositories / "p2", 1000)
     register_all(
