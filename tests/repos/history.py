@@ -52,4 +52,4 @@ def a_delivery(revision: Revision, cluster: Cluster, state: str = "applied", out
 
 
 def failing(gitrepo: GitRepo, error: str = "the server answered 502") -> None:
-    Remote.objects.filter(gitrepos=gitrepo).update(last_error=error, consecutive_failures=3)
+    Remote.objects.filter(pk=gitrepo.remote_id).update(last_error=error, consecutive_failures=3)
