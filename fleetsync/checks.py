@@ -162,10 +162,13 @@ def _only_ours(socket: Path) -> bool:
 
 @register("fleetsync", Tags.security)
 def check_secrets(**_: Any) -> list[CheckMessage]:
-    """E030 to E033: with DEBUG off there is no made-up key to fall back on."""
+    """E030 to E034: with DEBUG off there is no made-up key to fall back on."""
     found: list[CheckMessage] = list(_encryption_key_errors())
     if settings.DEBUG:
         return found
+    if settings.FAILPOINTS_DIR:
+        sentence = "DEBUG is off and FAILPOINTS_DIR is set: whoever writes there can stop any process."
+        found.append(_error(34, sentence, "Unset FAILPOINTS_DIR: it is for tests."))
     try:
         key = settings.SECRET_KEY
     except ImproperlyConfigured:  # Django's own refusal of an empty one

@@ -206,6 +206,9 @@ SPECTACULAR_SETTINGS = {
 # A socket below the data folder: nobody else on the machine or the network can reach it.
 REDIS_URL = env.str("REDIS_URL", f"redis+socket://{DATA_DIR}/redis.sock")
 
+# Tests stop processes at chosen places by files in this folder (fleetsync/failpoints.py).
+FAILPOINTS_DIR = env.str("FAILPOINTS_DIR", "")
+
 LOG_FORMAT = env.str("LOG_FORMAT", "console" if DEBUG else "json")
 LOG_LEVEL = env.str("LOG_LEVEL", "INFO").upper()
 LOGGING = logging.configure(LOG_FORMAT, LOG_LEVEL)

@@ -11,6 +11,7 @@ import structlog
 from django.db import OperationalError, transaction
 from django.db.models import F, Q
 
+from fleetsync.failpoints import hit
 from repos.events import record_event
 from repos.leases import database_now
 from repos.models import Adoption, GitRepo, Remote
@@ -67,6 +68,7 @@ def adopt_page(remote_id: int, so_far: Adopted) -> bool:
         if page:
             so_far.after = page[-1].pk
             refresh_interval(remote)
+    hit("adopt.page", remote.url)
     return len(page) == PAGE
 
 

@@ -9,6 +9,7 @@ import structlog
 from celery import current_app
 from django.db import connection, transaction
 
+from fleetsync.failpoints import hit
 from fleetsync.redis import redis_client
 
 log = structlog.get_logger(__name__)
@@ -41,6 +42,7 @@ class _Bell:
     queue: str
 
     def __call__(self) -> None:
+        hit(f"doorbell.{self.queue}")
         ring(self.queue)
 
 

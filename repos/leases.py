@@ -22,6 +22,8 @@ from django.db import connection, connections, models, transaction
 from django.db.models import Case, Count, F, Q, Value, When, Window
 from django.db.models.functions import RowNumber
 
+from fleetsync.failpoints import hit
+
 log = structlog.get_logger(__name__)
 
 
@@ -116,6 +118,7 @@ def take(rows: Sequence[LeasedModel], *, seconds: float, now: datetime, extra: d
     }
     crashed = Case(When(lease_until__isnull=False, then=F("crashes") + 1), default=Value(0))
     model._default_manager.filter(pk__in=[row.pk for row in rows]).update(crashes=crashed, **lease, **(extra or {}))
+    hit(f"claim.{model._meta.model_name}")
     for row in rows:
         row.crashes = row.crashes + 1 if row.lease_until is not None else 0
         for name, value in {**lease, **(extra or {})}.items():

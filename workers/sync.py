@@ -17,6 +17,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 
+from fleetsync.failpoints import hit
 from repos import deliveries, registration
 from repos.events import cut, record_event
 from repos.fields import SecretUnreadable
@@ -124,7 +125,9 @@ def run_job(job: SyncJob, renewer: Renewer) -> None:
             return
         with renewer.keeping(job, deadline_seconds=settings.GIT_FETCH_TIMEOUT + settings.JOB_LEASE):
             work = begin(job)
+            hit("sync.make", work.gitrepo.name)
             made = make(work, renewer)
+        hit("sync.conclude", work.gitrepo.name)
         conclude(work, made)
     except Dropped as dropped:
         log.info("sync job dropped", reason=str(dropped))

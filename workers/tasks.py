@@ -1,4 +1,7 @@
-"""Every Celery task: a doorbell in, one call. What is due is in the database; a task carries nothing."""
+"""Every Celery task: a doorbell in, one call. What is due is in the database; a task carries nothing.
+
+Whatever a doorbell of an older or a newer version carries is not looked at: it rings all the same.
+"""
 
 from functools import cache
 
@@ -28,28 +31,28 @@ def _engine() -> Engine:
 
 
 @shared_task(time_limit=hard_limit("control"), ignore_result=True)
-def tick() -> None:
+def tick(*_: object, **__: object) -> None:
     ticking.tick()
 
 
 @shared_task(time_limit=hard_limit("control"), ignore_result=True)
-def adopt() -> None:
+def adopt(*_: object, **__: object) -> None:
     adoption.run_adoptions(budget_seconds=CONTROL_BUDGET_SECONDS, stopping=stopping)
     adoption.run_matching(budget_seconds=CONTROL_BUDGET_SECONDS, stopping=stopping)
 
 
 @shared_task(time_limit=hard_limit("control"), ignore_result=True)
-def resync() -> None:
+def resync(*_: object, **__: object) -> None:
     resyncing.resync()
 
 
 @shared_task(time_limit=hard_limit("control"), ignore_result=True)
-def prune() -> None:
+def prune(*_: object, **__: object) -> None:
     pruning.prune()
 
 
 @shared_task(time_limit=hard_limit("poll"), ignore_result=True)
-def poll() -> None:
+def poll(*_: object, **__: object) -> None:
     engine = _engine()
     try:
         Session(
@@ -66,10 +69,10 @@ def poll() -> None:
 
 
 @shared_task(time_limit=hard_limit("sync"), ignore_result=True)
-def sync() -> None:
+def sync(*_: object, **__: object) -> None:
     syncing.run_session(budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
 
 
 @shared_task(time_limit=hard_limit("deliver"), ignore_result=True)
-def deliver() -> None:
+def deliver(*_: object, **__: object) -> None:
     run_session(syncing.open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)

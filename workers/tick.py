@@ -4,6 +4,7 @@ from datetime import datetime
 
 from django.db import connection, transaction
 
+from fleetsync.failpoints import hit
 from repos.doorbells import ENOUGH_WAITING, ring
 from repos.leases import Leased, claimable, database_now
 from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
@@ -42,4 +43,5 @@ def tick() -> dict[str, int]:
         due = {
             queue: -(-due_count(models, now, ENOUGH_WAITING * rows) // rows) for queue, (models, rows) in STAGES.items()
         }
+        hit("tick")
     return {queue: ring(queue, times) for queue, times in due.items() if times}

@@ -10,6 +10,7 @@ from repos.models.event import Event
 from repos.models.gitrepo import GitRepo
 from repos.models.host import Host, HostNotBefore
 from repos.models.mirror import Mirror
+from repos.models.probe import Probe
 from repos.models.remote import Adoption, Remote
 from repos.models.revision import Revision
 from repos.models.sync_job import SyncJob
@@ -29,6 +30,7 @@ __all__ = [
     "Host",
     "HostNotBefore",
     "Mirror",
+    "Probe",
     "Remote",
     "Revision",
     "SyncJob",

@@ -6,6 +6,9 @@ class Host(models.Model):
 
     name = models.CharField(max_length=255)
     port = models.PositiveIntegerField()
+    # Polls in a row, of all its remotes together, that did not reach the host or got no answer from it: its breaker.
+    failures = models.PositiveIntegerField(default=0, db_default=0)
+    failing_since = models.DateTimeField(null=True)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["name", "port"], name="host_once")]

@@ -10,6 +10,7 @@ import structlog
 from django.conf import settings
 from django.db import close_old_connections, connections
 
+from fleetsync.failpoints import hit
 from repos.fields import SecretUnreadable
 from repos.leases import Renewer, claim_capped
 from repos.models import Delivery, GitRepo
@@ -82,6 +83,7 @@ def _bring(delivery: Delivery, open_bundle: OpenBundle) -> None:
         return deadline - time.monotonic()
 
     if delivery.removal:
+        hit("deliver.remove", delivery.gitrepo.name)
         driver.remove(target, order, deadline=left())
         outcome.applied(delivery)
         return
@@ -93,7 +95,9 @@ def _bring(delivery: Delivery, open_bundle: OpenBundle) -> None:
             if plan.removed_part > settings.DELIVERY_MAX_REMOVED_PART:
                 outcome.held_back(delivery, plan.removed, plan.changed + plan.removed + plan.kept)
                 return
+        hit("deliver.apply", delivery.gitrepo.name)
         driver.apply(target, bundle, order, deadline=left())
+        hit("deliver.applied", delivery.gitrepo.name)
         if not driver.verify(target, bundle, deadline=left()):
             raise DriverError("verify", "the target does not have what was applied: somebody else changes it")
     outcome.applied(delivery)

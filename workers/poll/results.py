@@ -12,6 +12,7 @@ from django.conf import settings
 from django.db import DatabaseError, transaction
 from django.db.models import Case, F, Q, Value, When
 
+from fleetsync.failpoints import hit
 from repos.bulk import finish_many
 from repos.doorbells import ring_on_commit
 from repos.events import cut, record_event
@@ -164,6 +165,7 @@ def _store(findings: Sequence[Finding]) -> int:
             if finding.claimed.remote.pk in mine:
                 _record_health(finding, now)
         Counter.add(Tally(("polls", f"result={_result(f)}") for f in findings))
+        hit("poll.commit")
     schedules = dict(Remote.objects.filter(pk__in=mine).values_list("pk", "next_poll_at"))
     for finding in findings:
         _log(finding, schedules)

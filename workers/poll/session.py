@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 from django.conf import settings
 
+from fleetsync.failpoints import hit
 from repos.fields import SecretUnreadable
 from workers.access import access_of
 from workers.poll.claim import ClaimedRemote, claim_remotes
@@ -72,6 +73,7 @@ class Session:
                 (claimed, PollResult(claimed.remote.pk, 0.0, error=PollError("credential", str(error))))
             )
             return
+        hit("poll.ask", claimed.remote.url)
         self.claimed[claimed.remote.pk] = claimed
         self.engine.start(
             PollRequest(
@@ -88,6 +90,7 @@ class Session:
         if self.answers and (now >= self.next_flush or not self.claimed or len(self.answers) >= FLUSH_ROWS):
             answers, self.answers = self.answers, []
             self.polled += len(answers)
+            hit("poll.store", " ".join(claimed.remote.url for claimed, _ in answers))
             store(answers)
             self.next_flush = time.monotonic() + FLUSH_SECONDS
             # Leases were given back, and with them places at their hosts.

@@ -28,6 +28,7 @@ is right again, so that apply's claim is lifted just above the present owner's.
 
 import math
 
+from fleetsync.failpoints import hit
 from workers.content import Bundle
 from workers.deliver.drivers.base import Applied, Deadline, Order, Plan, Target, TargetAhead
 from workers.deliver.drivers.directory_place import Place, find_place, open_place
@@ -67,6 +68,7 @@ class DirectoryDriver:
             clock.check()  # a worker that was frozen until now gives up; from here on it goes through
             history = _history(place, state, release)
             place.write_state(State(order, bundle.sha256, target.gitrepo_name, False, claim, history))
+            hit("directory.switch", target.gitrepo_name)
             place.switch(release)
             place.take_name(claim)
             if state and state.gitrepo != target.gitrepo_name:
