@@ -70,8 +70,8 @@ def manage(command: str, *arguments: str) -> list[str]:
 def services() -> list[Child]:
     """What `make run` supervises besides Redis: the doors close first, the workers last."""
     return [
-        Child("web", web(), grace=5, stop_order=0),
-        Child("beat", beat(), grace=5, stop_order=0),
+        Child("web", web(), grace=settings.STOP_GRACE, stop_order=0),
+        Child("beat", beat(), grace=settings.STOP_GRACE, stop_order=0),
         *workers(),
     ]
 
