@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import environ
 import psycopg
-from django.conf import settings
 from django.db import connections
 
 from fleetsync import processes
@@ -115,11 +115,14 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float, every: f
 
 @dataclass
 class Stack:
-    """`env` is what tells this stack from the defaults; `workers` is the number of worker containers."""
+    """`env` is what tells this stack from the defaults; `workers` is the number of worker containers; `admin_url` is a
+    PostgreSQL in which to make a database, or "" for SQLite.
+    """
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
     workers: int = 2
+    admin_url: str = field(default_factory=lambda: os.environ.get("DATABASE_URL", ""))
     parts: dict[str, Part] = field(default_factory=dict)
     token: str = ""
 
@@ -134,15 +137,14 @@ class Stack:
         self.redis_socket = self.folder / "redis.sock"
         self.alias = f"stack-{uuid.uuid4().hex[:8]}"
         self.database_name = self.alias.replace("-", "_")
-        self._admin_url = os.environ.get("DATABASE_URL", "")
-        self.is_postgresql = self._admin_url.startswith("postgres")
+        self.is_postgresql = self.admin_url.startswith("postgres")
 
     # -- the parts -------------------------------------------------------------------------------------------------
 
     @property
     def database_url(self) -> str:
         if self.is_postgresql:
-            return urlunsplit(urlsplit(self._admin_url)._replace(path="/" + self.database_name))
+            return urlunsplit(urlsplit(self.admin_url)._replace(path="/" + self.database_name))
         return f"sqlite:///{self.data}/fleetsync.sqlite3"
 
     def environment(self) -> dict[str, str]:
@@ -252,21 +254,19 @@ class Stack:
 
     def create_database(self) -> None:
         if self.is_postgresql:
-            with psycopg.connect(self._admin_url, autocommit=True) as admin:
+            with psycopg.connect(self.admin_url, autocommit=True) as admin:
                 admin.execute(f'CREATE DATABASE "{self.database_name}"')
-        base = settings.DATABASES["default"]
-        mine = {
-            **base,
-            "NAME": self.database_name if self.is_postgresql else str(self.data / "fleetsync.sqlite3"),
-        }
+        # The tests' own database may be of the other kind: nothing of it but what Django wants to find is taken.
+        mine = {"TIME_ZONE": None, "ATOMIC_REQUESTS": False, "AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": False, "CONN_MAX_AGE": 0}
+        mine["OPTIONS"] = {} if self.is_postgresql else {"transaction_mode": "IMMEDIATE", "timeout": 30}
         mine["TEST"] = {"NAME": None, "MIRROR": None, "CHARSET": None, "COLLATION": None, "MIGRATE": False}
-        connections.databases[self.alias] = {**connections.databases["default"], **mine}
+        connections.databases[self.alias] = {**mine, **environ.Env.db_url_config(self.database_url)}
 
     def drop_database(self) -> None:
         connections[self.alias].close()
         connections.databases.pop(self.alias, None)
         if self.is_postgresql:
-            with psycopg.connect(self._admin_url, autocommit=True) as admin:
+            with psycopg.connect(self.admin_url, autocommit=True) as admin:
                 admin.execute(f'DROP DATABASE IF EXISTS "{self.database_name}" WITH (FORCE)')
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
