@@ -25,10 +25,12 @@ from repos.leases import (
     claimable,
     database_now,
     finish,
+    give_back,
     heal,
     live_leases,
     longest_lease_seconds,
     renew,
+    suspect,
     within_cap,
 )
 from repos.models import Chore, Delivery, Host, Remote
@@ -201,6 +203,65 @@ def test_claims_that_end_without_a_word_are_counted() -> None:
     assert finish(take_one())
 
     assert take_one().crashes == 0
+
+
+# -- probation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("crashes", "lease_seconds", "is_suspect"),
+    [
+        pytest.param(0, None, False, id="never claimed"),
+        pytest.param(0, -1, False, id="died once"),
+        pytest.param(1, -1, True, id="died twice"),
+        pytest.param(1, None, False, id="died once, then given back untried"),
+        pytest.param(2, None, True, id="died twice, then given back untried"),
+        pytest.param(5, -1, True, id="died often"),
+        pytest.param(1, 3600, True, id="a lease that no clock of ours could have given"),
+    ],
+)
+def test_who_is_tried_alone(crashes: int, lease_seconds: float | None, is_suspect: bool) -> None:
+    until = None if lease_seconds is None else later(lease_seconds)
+    row = chore(crashes=crashes, lease_until=until, lease_token=None if until is None else uuid.uuid4())
+
+    assert Chore.objects.filter(suspect()).exists() == is_suspect
+    assert claim(Chore, limit=5, seconds=30, suspects=not is_suspect) == []
+    assert claim(Chore, limit=5, seconds=30, suspects=is_suspect) == [row]
+
+
+@pytest.mark.django_db
+def test_one_that_is_held_is_nobodys_suspect() -> None:
+    chore(crashes=4, lease_until=later(20), lease_token=uuid.uuid4())
+
+    assert claim(Chore, limit=5, seconds=30, suspects=True) == []
+
+
+@pytest.mark.django_db
+def test_capped_claims_pass_suspects_over_too() -> None:
+    remotes(5)
+    Remote.objects.filter(identity__in="13").update(crashes=1, lease_until=later(-1), lease_token=uuid.uuid4())
+
+    ordinary, _ = claim_capped(Remote, group="host", cap=9, limit=9, seconds=30, suspects=False)
+    suspects, _ = claim_capped(Remote, group="host", cap=9, limit=9, seconds=30, suspects=True)
+
+    assert sorted(row.identity for row in ordinary) == ["0", "2", "4"]
+    assert sorted((row.identity, row.crashes) for row in suspects) == [("1", 2), ("3", 2)]
+
+
+@pytest.mark.django_db
+def test_what_is_given_back_untried_keeps_its_past() -> None:
+    chore()
+    for _ in range(2):
+        expire(take_one())
+    row = take_one()
+
+    assert give_back(row)
+    assert (fresh(row).crashes, fresh(row).lease_until) == (2, None)
+    [again] = claim(Chore, limit=1, seconds=30, suspects=True)
+    assert again.crashes == 2
+    assert finish(again)
+    assert claim(Chore, limit=1, seconds=30, suspects=True) == []
 
 
 # -- clocks --------------------------------------------------------------------------------------------------------
