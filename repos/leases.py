@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import structlog
 from django.conf import settings
 from django.db import connection, connections, models, transaction
-from django.db.models import Case, Count, F, Q, When, Window
+from django.db.models import Case, Count, F, Q, Value, When, Window
 from django.db.models.functions import RowNumber
 
 from fleetsync.failpoints import hit
@@ -178,9 +178,11 @@ def claim_capped(
     seconds: float,
     defer: Sequence[str] = (),
     related: Sequence[str] = (),
+    single: Iterable[int] = (),
     suspects: bool | None = None,
 ) -> tuple[list[LeasedModel], datetime]:
-    """Like claim(), with at most `cap` live leases for each row that the foreign key `group` names; and the instant.
+    """Like claim(), with at most `cap` live leases for each row that the foreign key `group` names, one for those whose
+    keys are in `single`; and the instant.
 
     Candidates are ranked within their group, so that a group that answers nothing never fills a batch. The groups' rows
     are locked while their live leases are counted, which is what makes the cap true over all workers; without their
@@ -192,12 +194,14 @@ def claim_capped(
     rows = model._default_manager
     with transaction.atomic():
         now = database_now()
-        full = [key for key, live in live_leases(model, group, now).items() if live >= cap]
+        ones = frozenset(single)
+        full = [key for key, live in live_leases(model, group, now).items() if live >= (1 if key in ones else cap)]
+        most = Case(When(**{f"{group}__in": ones}, then=1), default=cap) if ones else Value(cap)
         ranked = (
             rows.filter(claimable(model, now), _among(suspects))
             .exclude(**{f"{group}__in": full})
             .annotate(rank=Window(RowNumber(), partition_by=F(group), order_by=[F(model.DUE), F("pk")]))
-            .filter(rank__lte=cap)
+            .filter(rank__lte=most)
             .order_by(model.DUE, "pk")
         )
         candidates = list(ranked.values_list("pk", f"{group}_id")[:limit])
@@ -207,7 +211,7 @@ def claim_capped(
         locked = groups._default_manager.select_for_update(no_key=True).filter(pk__in=concerned).order_by("pk")
         list(locked.values_list("pk"))
         now = database_now()
-        chosen = within_cap(candidates, live_leases(model, group, now, concerned), cap)
+        chosen = within_cap(candidates, live_leases(model, group, now, concerned), cap, ones)
         found = list(
             rows.select_for_update(skip_locked=True, of=("self",))
             .defer(*defer)
@@ -229,12 +233,14 @@ def live_leases(model: type[Leased], group: str, now: datetime, among: list[int]
     return Counter(dict(rows.order_by().values_list(f"{group}_id").annotate(live=Count("pk"))))
 
 
-def within_cap(candidates: Sequence[tuple[int, int]], live: Mapping[int, int], cap: int) -> list[int]:
-    """The keys of those (key, group) candidates that leave every group within `cap`. Pure."""
+def within_cap(
+    candidates: Sequence[tuple[int, int]], live: Mapping[int, int], cap: int, single: Collection[int] = ()
+) -> list[int]:
+    """The keys of those (key, group) candidates that leave every group within `cap`, or within 1 if it is `single`. Pure."""
     used = Counter(live)
     chosen = []
     for key, group in candidates:
-        if used[group] < cap:
+        if used[group] < (1 if group in single else cap):
             used[group] += 1
             chosen.append(key)
     return chosen

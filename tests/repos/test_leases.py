@@ -363,18 +363,22 @@ def test_a_claim_reads_what_was_asked_for_with_the_rows() -> None:
 @given(
     candidates=st.lists(st.tuples(st.integers(), st.integers(0, 3)), unique_by=lambda pair: pair[0]),
     live=st.dictionaries(st.integers(0, 3), st.integers(0, 5)),
-    cap=st.integers(1, 4),
+    most=st.integers(1, 4),
+    single=st.sets(st.integers(0, 3)),
 )
-def test_within_cap(candidates: list[tuple[int, int]], live: dict[int, int], cap: int) -> None:
-    chosen = within_cap(candidates, live, cap)
+def test_within_cap(candidates: list[tuple[int, int]], live: dict[int, int], most: int, single: set[int]) -> None:
+    chosen = within_cap(candidates, live, most, single)
     groups = dict(candidates)
 
+    def cap(group: int) -> int:
+        return 1 if group in single else most
+
     used = Counter(groups[key] for key in chosen)
-    assert all(live.get(group, 0) + count <= cap for group, count in used.items())
+    assert all(live.get(group, 0) + count <= cap(group) for group, count in used.items())
     # Nobody is left out while there is room, and the order is kept.
     assert chosen == [key for key, _ in candidates if key in set(chosen)]
     for key, group in candidates:
-        assert key in chosen or live.get(group, 0) + used[group] >= cap
+        assert key in chosen or live.get(group, 0) + used[group] >= cap(group)
 
 
 # -- renewing ------------------------------------------------------------------------------------------------------

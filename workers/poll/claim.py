@@ -9,9 +9,10 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, Min, Q
 
+from repos.breaker import is_open
 from repos.events import record_event
 from repos.leases import claim_capped, give_back, held
-from repos.models import Counter, GitRepo, Remote
+from repos.models import Counter, GitRepo, Host, Remote
 from repos.quarantine import is_quarantined, sentence, wait_seconds
 from repos.refs import followed_ref
 from repos.remotes import patience
@@ -56,7 +57,7 @@ class ClaimedRemote:
 
 def claim_remotes(limit: int) -> list[ClaimedRemote]:
     """Lease at most `limit` due remotes that are no suspects, never more than GIT_HOST_CONCURRENCY of one host over all
-    workers.
+    workers, and one at a time of a host whose breaker is open.
 
     A remote whose host has asked for patience meanwhile goes back, to be due when that is over.
     """
@@ -96,6 +97,7 @@ def _claim(limit: int, *, suspects: bool) -> list[ClaimedRemote]:
         Remote,
         group="host",
         cap=settings.GIT_HOST_CONCURRENCY,
+        single=Host.objects.filter(is_open()).values_list("pk", flat=True),
         limit=limit,
         seconds=settings.POLL_LEASE,
         defer=("refs", "recent", "returning"),
