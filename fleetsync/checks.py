@@ -59,6 +59,7 @@ _DURATIONS = (
     "DELIVERY_LEASE",
     "SESSION_BUDGET",
     "STOP_GRACE",
+    "WATCHDOG",
 )
 
 

@@ -81,6 +81,9 @@ DELIVER_PROCESSES = env.int("DELIVER_PROCESSES", 2)
 # Between SIGTERM and SIGKILL. What is killed is leased and is done again.
 STOP_GRACE = seconds("STOP_GRACE", "10s")
 
+# A worker that gives no sign of life, or takes no message while some wait, is ended after this time.
+WATCHDOG = seconds("WATCHDOG", "60s")
+
 # A lease is what a worker may keep without a sign of life. A poll's is not renewed: it outlasts GIT_TIMEOUT
 # instead.
 POLL_LEASE = seconds("POLL_LEASE", f"{int(GIT_TIMEOUT) + 30}s")
