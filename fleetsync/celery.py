@@ -15,6 +15,8 @@ QUEUES = ("control", "poll", "sync", "deliver")
 
 app = Celery("fleetsync")
 app.config_from_object("fleetsync.broker")
+# By name: Celery imports it in workers alone, after Django's settings.
+app.steps["consumer"].add("fleetsync.signs:SignsOfLife")
 
 
 @setup_logging.connect

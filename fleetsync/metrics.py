@@ -11,10 +11,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from repos.breaker import is_open
 from repos.display_states import with_display_state
 from repos.leases import claimable, database_now
 from repos.metrics import BUCKETS, PUSH_TO_APPLIED
-from repos.models import Counter, Delivery, GitRepo, Remote, SyncJob
+from repos.models import Counter, Delivery, GitRepo, Host, Remote, SyncJob
 from repos.status import READY
 
 PREFIX = "fleetsync_"
@@ -35,6 +36,7 @@ class DatabaseCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from counted()
         yield from overdue()
+        yield hosts_open()
         yield by_state("sync_jobs", "Sync jobs by state.", SyncJob.State.values, SyncJob)
         yield by_state("deliveries", "Deliveries by state.", Delivery.State.values, Delivery)
         yield from of_gitrepos()
@@ -71,6 +73,11 @@ def overdue() -> Iterable[Metric]:
     yield GaugeMetricFamily(
         f"{PREFIX}overdue_seconds_max", "How long the one of them has been due that has waited longest.", value=waited
     )
+
+
+def hosts_open() -> Metric:
+    text = "Git hosts that answer no poll, and are asked by one at a time until they do."
+    return GaugeMetricFamily(f"{PREFIX}hosts_open", text, value=Host.objects.filter(is_open()).count())
 
 
 def by_state(name: str, text: str, states: list[str], model: type[SyncJob] | type[Delivery]) -> Metric:

@@ -57,6 +57,8 @@ GITREPO_BACKOFF_CAP = seconds("GITREPO_BACKOFF_CAP", "5m")
 GIT_TIMEOUT = seconds("GIT_TIMEOUT", "30s")
 GIT_FETCH_TIMEOUT = seconds("GIT_FETCH_TIMEOUT", "10m")
 GIT_HOST_CONCURRENCY = env.int("GIT_HOST_CONCURRENCY", 20)
+# Polls in a row without an answer from a host, from which on it is asked by one poll at a time.
+GIT_HOST_BREAKER = env.int("GIT_HOST_BREAKER", 10)
 GIT_ALLOW_HTTP = env.bool("GIT_ALLOW_HTTP", False)
 GIT_ALLOWED_NETWORKS = env.list("GIT_ALLOWED_NETWORKS", default=[])
 GIT_FILE_ROOT = env.str("GIT_FILE_ROOT", "")
@@ -78,6 +80,9 @@ SYNC_PROCESSES = env.int("SYNC_PROCESSES", 2)
 DELIVER_PROCESSES = env.int("DELIVER_PROCESSES", 2)
 # Between SIGTERM and SIGKILL. What is killed is leased and is done again.
 STOP_GRACE = seconds("STOP_GRACE", "10s")
+
+# A worker that gives no sign of life, or takes no message while some wait, is ended after this time.
+WATCHDOG = seconds("WATCHDOG", "60s")
 
 # A lease is what a worker may keep without a sign of life. A poll's is not renewed: it outlasts GIT_TIMEOUT
 # instead.

@@ -50,6 +50,7 @@ class Child:
     stop_order: int = 0
     restart: bool = True
     die_with_parent: Literal["TERM", "KILL"] = "TERM"
+    pass_fds: tuple[int, ...] = ()
 
 
 @dataclass
@@ -74,13 +75,15 @@ def die_with_parent(number: int, parent: int) -> None:
 class Supervisor:
     """Runs children until it is told to stop. Use from the main thread.
 
-    `heartbeat`: called a few times a second while every child is up.
+    `heartbeat`: called a few times a second while every child is up. `each_turn`: as often, whoever is up, until
+    everything is stopped.
     """
 
     def __init__(self, heartbeat: Callable[[], None] | None = None, output: IO[str] | None = None) -> None:
         self._running: dict[str, _Running] = {}
         self._selector = selectors.DefaultSelector()
         self._heartbeat = heartbeat
+        self.each_turn: Callable[[], None] | None = None
         self._output = output if output is not None else sys.stdout
         self._signals: list[float] = []
         self._width = 0
@@ -126,6 +129,16 @@ class Supervisor:
 
     def alive(self, name: str) -> bool:
         return self._running[name].process is not None
+
+    def pid(self, name: str) -> int | None:
+        """The child's process id, or None while it is down."""
+        process = self._running[name].process
+        return process.pid if process else None
+
+    def kill(self, name: str, why: str) -> None:
+        """Ends the child with its whole group, whatever it does; it is started again like any that ends."""
+        self.say(f"{why}, and is ended", name)
+        self._kill_group(self._running[name], tell=False)
 
     def exit_code(self, name: str) -> int | None:
         """How the child last ended, or None if it never did; below 0 is a signal's number."""
@@ -189,6 +202,8 @@ class Supervisor:
         for running in self._running.values():
             if running.start_at is not None and time.monotonic() >= running.start_at and not self._leaving:
                 self._start(running)
+        if self.each_turn and not self._leaving:
+            self.each_turn()
         if self._heartbeat and all(r.process for r in self._running.values() if r.child.restart):
             self._heartbeat()
 
@@ -205,6 +220,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
+                pass_fds=child.pass_fds,
                 preexec_fn=lambda: die_with_parent(number, parent),  # noqa: PLW1509 - there is one thread
             )
         except OSError as error:

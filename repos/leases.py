@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -35,7 +35,7 @@ class Leased(models.Model):
     lease_token = models.UUIDField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
     lease_owner = models.CharField(max_length=120, blank=True, default="", editable=False)
-    # Claims in a row that ended without a word from the claimer: a poison row shows here.
+    # Claims in a row, before the present one, that ended without a word from the claimer: a poison row shows here.
     crashes = models.PositiveIntegerField(default=0, editable=False)
     # Seconds from the setting of the due instant to that instant. A due instant further from now than this was set by
     # a clock that has jumped since, or by hand, and heals by being due at once.
@@ -59,6 +59,9 @@ LeasedModel = TypeVar("LeasedModel", bound=Leased)
 
 # Between two looks at the database's clock, and what it may be corrected by.
 LEASE_SLACK_SECONDS = 5.0
+
+# Claims in a row that ended without a word, from which on the row is tried alone, so that what dies with it is nobody else.
+ON_PROBATION = 2
 
 RELEASED: dict[str, Any] = {"lease_token": None, "lease_until": None, "lease_owner": "", "crashes": 0}
 
@@ -104,8 +107,21 @@ def claimable(model: type[Leased], now: datetime) -> Q:
     return Q(**{f"{model.DUE}__lte": now}) & unleased(now)
 
 
+def suspect() -> Q:
+    """Rows that may be what ends their workers: their last two claims, or more, ended without a word."""
+    return Q(crashes__gte=ON_PROBATION) | Q(crashes__gte=ON_PROBATION - 1, lease_until__isnull=False)
+
+
+def _among(suspects: bool | None) -> Q:
+    """None: all rows; True: suspects alone; False: all but suspects."""
+    return Q() if suspects is None else suspect() if suspects else ~suspect()
+
+
 def take(rows: Sequence[LeasedModel], *, seconds: float, now: datetime, extra: dict[str, Any] | None = None) -> None:
-    """Lease `rows`, which the caller has locked in the running transaction, for `seconds`, with one token for all."""
+    """Lease `rows`, which the caller has locked in the running transaction, for `seconds`, with one token for all.
+
+    A lease that is still there was never given back: its holder ended without a word.
+    """
     if seconds > longest_lease_seconds():
         raise ValueError("a lease as long as this would count as expired")
     if not rows:
@@ -116,11 +132,12 @@ def take(rows: Sequence[LeasedModel], *, seconds: float, now: datetime, extra: d
         "lease_until": now + timedelta(seconds=seconds),
         "lease_owner": this_process(),
     }
-    crashed = Case(When(lease_until__isnull=False, then=F("crashes") + 1), default=Value(0))
+    kind = models.PositiveIntegerField()
+    crashed = Case(When(lease_until__isnull=False, then=F("crashes") + 1), default=F("crashes"), output_field=kind)
     model._default_manager.filter(pk__in=[row.pk for row in rows]).update(crashes=crashed, **lease, **(extra or {}))
     hit(f"claim.{model._meta.model_name}")
     for row in rows:
-        row.crashes = row.crashes + 1 if row.lease_until is not None else 0
+        row.crashes += int(row.lease_until is not None)
         for name, value in {**lease, **(extra or {})}.items():
             setattr(row, name, value)
 
@@ -132,10 +149,12 @@ def claim(
     seconds: float,
     where: Q | None = None,
     extra: dict[str, Any] | None = None,
+    suspects: bool | None = None,
 ) -> list[LeasedModel]:
     """At most `limit` due rows, oldest first, now leased to the caller for `seconds`.
 
-    `where` narrows the choice and `extra` sets further columns in the same statement. Rows that another claim has
+    `where` narrows the choice and `extra` sets further columns in the same statement. `suspects`: True claims suspects
+    alone (see suspect()), False passes them over, None makes no difference. Rows that another claim has
     locked are passed over (PostgreSQL); on SQLite claims take turns, because every transaction starts with the write
     lock.
     """
@@ -143,7 +162,7 @@ def claim(
         now = database_now()
         rows = list(
             model._default_manager.select_for_update(skip_locked=True, of=("self",))
-            .filter(claimable(model, now), where or Q())
+            .filter(claimable(model, now), _among(suspects), where or Q())
             .order_by(model.DUE, "pk")[:limit]
         )
         take(rows, seconds=seconds, now=now, extra=extra)
@@ -159,8 +178,11 @@ def claim_capped(
     seconds: float,
     defer: Sequence[str] = (),
     related: Sequence[str] = (),
+    single: Iterable[int] = (),
+    suspects: bool | None = None,
 ) -> tuple[list[LeasedModel], datetime]:
-    """Like claim(), with at most `cap` live leases for each row that the foreign key `group` names; and the instant.
+    """Like claim(), with at most `cap` live leases for each row that the foreign key `group` names, one for those whose
+    keys are in `single`; and the instant.
 
     Candidates are ranked within their group, so that a group that answers nothing never fills a batch. The groups' rows
     are locked while their live leases are counted, which is what makes the cap true over all workers; without their
@@ -172,12 +194,14 @@ def claim_capped(
     rows = model._default_manager
     with transaction.atomic():
         now = database_now()
-        full = [key for key, live in live_leases(model, group, now).items() if live >= cap]
+        ones = frozenset(single)
+        full = [key for key, live in live_leases(model, group, now).items() if live >= (1 if key in ones else cap)]
+        most = Case(When(**{f"{group}__in": ones}, then=1), default=cap) if ones else Value(cap)
         ranked = (
-            rows.filter(claimable(model, now))
+            rows.filter(claimable(model, now), _among(suspects))
             .exclude(**{f"{group}__in": full})
             .annotate(rank=Window(RowNumber(), partition_by=F(group), order_by=[F(model.DUE), F("pk")]))
-            .filter(rank__lte=cap)
+            .filter(rank__lte=most)
             .order_by(model.DUE, "pk")
         )
         candidates = list(ranked.values_list("pk", f"{group}_id")[:limit])
@@ -187,11 +211,11 @@ def claim_capped(
         locked = groups._default_manager.select_for_update(no_key=True).filter(pk__in=concerned).order_by("pk")
         list(locked.values_list("pk"))
         now = database_now()
-        chosen = within_cap(candidates, live_leases(model, group, now, concerned), cap)
+        chosen = within_cap(candidates, live_leases(model, group, now, concerned), cap, ones)
         found = list(
             rows.select_for_update(skip_locked=True, of=("self",))
             .defer(*defer)
-            .filter(claimable(model, now), pk__in=chosen)
+            .filter(claimable(model, now), _among(suspects), pk__in=chosen)
             .order_by(model.DUE, "pk")
         )
         take(found, seconds=seconds, now=now)
@@ -209,12 +233,14 @@ def live_leases(model: type[Leased], group: str, now: datetime, among: list[int]
     return Counter(dict(rows.order_by().values_list(f"{group}_id").annotate(live=Count("pk"))))
 
 
-def within_cap(candidates: Sequence[tuple[int, int]], live: Mapping[int, int], cap: int) -> list[int]:
-    """The keys of those (key, group) candidates that leave every group within `cap`. Pure."""
+def within_cap(
+    candidates: Sequence[tuple[int, int]], live: Mapping[int, int], cap: int, single: Collection[int] = ()
+) -> list[int]:
+    """The keys of those (key, group) candidates that leave every group within `cap`, or within 1 if it is `single`. Pure."""
     used = Counter(live)
     chosen = []
     for key, group in candidates:
-        if used[group] < cap:
+        if used[group] < (1 if group in single else cap):
             used[group] += 1
             chosen.append(key)
     return chosen
@@ -228,6 +254,11 @@ def held(row: Leased) -> models.QuerySet[Any]:
 def finish(row: Leased, **columns: Any) -> bool:
     """Write `columns` and give the lease back. False: the row is no longer the caller's, and nothing was written."""
     return held(row).update(**{**RELEASED, **columns}) == 1
+
+
+def give_back(row: Leased, **columns: Any) -> bool:
+    """Like finish(), for a row that was not tried: what its claims before came to is not forgotten."""
+    return finish(row, crashes=row.crashes, **columns)
 
 
 def renew(row: Leased, seconds: float) -> bool:

@@ -13,6 +13,7 @@ from django.db.models import F, Q
 from repos.doorbells import ring_on_commit
 from repos.leases import database_now
 from repos.models import Adoption, GitRepo, Host, HostNotBefore, Remote
+from repos.quarantine import held_until
 from repos.schedule import backoff_seconds, next_wait_seconds
 from repos.urls import parse_git_url
 
@@ -75,8 +76,10 @@ def not_before(host_id: int, credential_id: int | None, now: datetime) -> dateti
 
 
 def wake(remote: Remote, now: datetime) -> None:
-    """Make the locked `remote` due, now or at its not-before instant, whatever poll is running."""
-    due = not_before(remote.host_id, remote.credential_id, now)
+    """Make the locked `remote` due, now or at its not-before instant, whatever poll is running. One in quarantine keeps
+    its instant: a webhook that rings all the time must not end a worker each time.
+    """
+    due = held_until(remote, now) or not_before(remote.host_id, remote.credential_id, now)
     remote.wakes += 1
     Remote.objects.filter(pk=remote.pk).update(
         wakes=remote.wakes, next_poll_at=due, wait_seconds=(due - now).total_seconds()

@@ -30,7 +30,8 @@ def last_revision(gitrepo: GitRepo) -> Revision | None:
 def make_revision(gitrepo: GitRepo, head: Head, reason: str, now: datetime) -> Revision:
     """Number a new revision of the locked GitRepo, supersede what still waits, and queue its job.
 
-    A running job is left alone: it may end and count. Of a paused GitRepo the job is stored without a due instant.
+    A running job is left alone: it may end and count. One that ended its worker is looked at now and not when its
+    quarantine is over, or the new one would wait for it. Of a paused GitRepo the job is stored without a due instant.
     """
     gitrepo.latest_revision += 1
     revision = Revision.objects.create(
@@ -43,6 +44,8 @@ def make_revision(gitrepo: GitRepo, head: Head, reason: str, now: datetime) -> R
         observed_at=now,
     )
     supersede_waiting(gitrepo, now)
+    running = SyncJob.objects.filter(gitrepo=gitrepo, state=SyncJob.State.RUNNING, due_at__gt=now)
+    running.update(**SyncJob.due_in(now, 0))
     SyncJob.objects.create(
         gitrepo=gitrepo,
         revision=revision,

@@ -18,11 +18,13 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 
 from fleetsync.failpoints import hit
-from repos import deliveries, registration
+from repos import deliveries, leases, registration
 from repos.events import cut, record_event
 from repos.fields import SecretUnreadable
-from repos.leases import Renewer, claim, database_now, finish, leased
+from repos.leases import Renewer, claim, database_now, finish, held, leased
 from repos.models import Bundle, Counter, GitRepo, Mirror, Remote, Revision, SyncJob
+from repos.quarantine import is_quarantined, sentence
+from repos.quarantine import wait_seconds as quarantine_seconds
 from repos.schedule import next_wait_seconds
 from workers.access import access_of
 from workers.addresses import resolved
@@ -43,8 +45,8 @@ State = SyncJob.State
 RETRY_SECONDS = 2.0
 # A job whose mirror is in use goes back to the queue for about this long.
 BUSY_SECONDS = 0.5
-# Claims in a row that ended without a word: the job itself may be what ends its workers.
-CRASHES = 3
+# The part of a session's budget in which it takes jobs whose last claims ended without a word before all others.
+PROBATION_PART = 0.25
 
 
 @cache
@@ -101,28 +103,53 @@ def run_session(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
     ran = 0
     with Renewer(settings.JOB_LEASE) as renewer:
         while time.monotonic() < until and not stopping():
-            now = database_now()
-            jobs = claim(
-                SyncJob,
-                limit=1,
-                seconds=settings.JOB_LEASE,
-                where=claimable_jobs(now),
-                extra={"state": State.RUNNING, "started_at": now},
-            )
-            if not jobs:
+            first = time.monotonic() < until - budget_seconds * (1 - PROBATION_PART)
+            job = claim_job(suspects=first) or claim_job(suspects=not first)
+            if job is None:
                 break
-            run_job(jobs[0], renewer)
+            run_job(job, renewer)
             ran += 1
     return ran
+
+
+def claim_job(*, suspects: bool) -> SyncJob | None:
+    """Lease the oldest due job, a suspect or none; either way it is all that this process has in hand."""
+    with transaction.atomic():
+        now = database_now()
+        jobs = claim(
+            SyncJob,
+            limit=1,
+            seconds=settings.JOB_LEASE,
+            where=claimable_jobs(now),
+            extra={"state": State.RUNNING, "started_at": now},
+            suspects=suspects,
+        )
+        for job in jobs:
+            if is_quarantined(job):
+                # Stored before the try, which may be the last thing that this process does.
+                job.failures = max(job.failures + 1, job.crashes)
+                columns = {"failures": job.failures, "last_error": cut(sentence(job.crashes))}
+                held(job).update(**columns, **SyncJob.due_in(now, quarantine_seconds(0.0, random.random())))  # noqa: S311
+    for job in jobs:
+        if is_quarantined(job):
+            _tell_of_quarantine(job, now)
+    return jobs[0] if jobs else None
+
+
+def _tell_of_quarantine(job: SyncJob, now: datetime) -> None:
+    """In a transaction of its own: an event locks its GitRepo, which comes before its jobs."""
+    message = sentence(job.crashes)
+    with transaction.atomic():
+        gitrepo = GitRepo.objects.filter(pk=job.gitrepo_id).first()
+        record_event(gitrepo, "Quarantined", f"sync job: {message}", now, warning=True)
+        Counter.add({("sync_jobs", "result=crashed"): 1})
+    log.error("quarantined", gitrepo=gitrepo.name if gitrepo else "", job=job.pk, cause="crashed", error=message)
 
 
 def run_job(job: SyncJob, renewer: Renewer) -> None:
     """Run one claimed job to its end, and write the end. Never raises for what a remote or a disk does."""
     structlog.contextvars.bind_contextvars(job=job.pk)
     try:
-        if job.crashes >= CRASHES:
-            fail(job, "crashed", f"the workers that ran it died {job.crashes} times: see their logs")
-            return
         with renewer.keeping(job, deadline_seconds=settings.GIT_FETCH_TIMEOUT + settings.JOB_LEASE):
             work = begin(job)
             hit("sync.make", work.gitrepo.name)
@@ -184,9 +211,9 @@ def give_back(job: SyncJob, wait_seconds: float) -> None:
         if SyncJob.objects.filter(gitrepo=gitrepo, state__in=SyncJob.WAITING).exists():
             supersede(job)
         elif gitrepo.paused:
-            finish(job, state=State.PENDING, **SyncJob.not_due())
+            leases.give_back(job, state=State.PENDING, **SyncJob.not_due())
         else:
-            finish(job, state=State.PENDING, **SyncJob.due_in(database_now(), wait_seconds))
+            leases.give_back(job, state=State.PENDING, **SyncJob.due_in(database_now(), wait_seconds))
 
 
 def supersede(job: SyncJob) -> None:

@@ -6,12 +6,12 @@ from uuid import uuid4
 import pytest
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
-from pytest_django import DjangoAssertNumQueries
+from pytest_django import DjangoAssertNumQueries, Settings
 
 from repos import registration
 from repos.leases import database_now
 from repos.metrics import observe_push_to_applied
-from repos.models import Counter, GitRepo, Remote
+from repos.models import Counter, GitRepo, Host, Remote
 from tests.repos.history import a_cluster, a_delivery, a_gitrepo, a_revision, failing
 
 pytestmark = pytest.mark.django_db
@@ -57,6 +57,12 @@ def test_one_series_for_each_gitrepo_that_goes_with_it(client: Client) -> None:
     assert GitRepo.objects.filter(deleted_at__isnull=False).exists(), "a tombstone"
     series = scrape(client)
     assert not [key for key in series if ("gitrepo", "shop") in key[1]]
+
+
+def test_hosts_that_do_not_answer(client: Client, settings: Settings) -> None:
+    for failures in (0, settings.GIT_HOST_BREAKER - 1, settings.GIT_HOST_BREAKER):
+        Host.objects.create(name=f"git{failures}.example.com", port=443, failures=failures)
+    assert value(scrape(client), "hosts_open") == 1
 
 
 def test_what_is_overdue(client: Client) -> None:

@@ -25,10 +25,12 @@ from repos.leases import (
     claimable,
     database_now,
     finish,
+    give_back,
     heal,
     live_leases,
     longest_lease_seconds,
     renew,
+    suspect,
     within_cap,
 )
 from repos.models import Chore, Delivery, Host, Remote
@@ -203,6 +205,65 @@ def test_claims_that_end_without_a_word_are_counted() -> None:
     assert take_one().crashes == 0
 
 
+# -- probation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("crashes", "lease_seconds", "is_suspect"),
+    [
+        pytest.param(0, None, False, id="never claimed"),
+        pytest.param(0, -1, False, id="died once"),
+        pytest.param(1, -1, True, id="died twice"),
+        pytest.param(1, None, False, id="died once, then given back untried"),
+        pytest.param(2, None, True, id="died twice, then given back untried"),
+        pytest.param(5, -1, True, id="died often"),
+        pytest.param(1, 3600, True, id="a lease that no clock of ours could have given"),
+    ],
+)
+def test_who_is_tried_alone(crashes: int, lease_seconds: float | None, is_suspect: bool) -> None:
+    until = None if lease_seconds is None else later(lease_seconds)
+    row = chore(crashes=crashes, lease_until=until, lease_token=None if until is None else uuid.uuid4())
+
+    assert Chore.objects.filter(suspect()).exists() == is_suspect
+    assert claim(Chore, limit=5, seconds=30, suspects=not is_suspect) == []
+    assert claim(Chore, limit=5, seconds=30, suspects=is_suspect) == [row]
+
+
+@pytest.mark.django_db
+def test_one_that_is_held_is_nobodys_suspect() -> None:
+    chore(crashes=4, lease_until=later(20), lease_token=uuid.uuid4())
+
+    assert claim(Chore, limit=5, seconds=30, suspects=True) == []
+
+
+@pytest.mark.django_db
+def test_capped_claims_pass_suspects_over_too() -> None:
+    remotes(5)
+    Remote.objects.filter(identity__in="13").update(crashes=1, lease_until=later(-1), lease_token=uuid.uuid4())
+
+    ordinary, _ = claim_capped(Remote, group="host", cap=9, limit=9, seconds=30, suspects=False)
+    suspects, _ = claim_capped(Remote, group="host", cap=9, limit=9, seconds=30, suspects=True)
+
+    assert sorted(row.identity for row in ordinary) == ["0", "2", "4"]
+    assert sorted((row.identity, row.crashes) for row in suspects) == [("1", 2), ("3", 2)]
+
+
+@pytest.mark.django_db
+def test_what_is_given_back_untried_keeps_its_past() -> None:
+    chore()
+    for _ in range(2):
+        expire(take_one())
+    row = take_one()
+
+    assert give_back(row)
+    assert (fresh(row).crashes, fresh(row).lease_until) == (2, None)
+    [again] = claim(Chore, limit=1, seconds=30, suspects=True)
+    assert again.crashes == 2
+    assert finish(again)
+    assert claim(Chore, limit=1, seconds=30, suspects=True) == []
+
+
 # -- clocks --------------------------------------------------------------------------------------------------------
 
 
@@ -302,18 +363,22 @@ def test_a_claim_reads_what_was_asked_for_with_the_rows() -> None:
 @given(
     candidates=st.lists(st.tuples(st.integers(), st.integers(0, 3)), unique_by=lambda pair: pair[0]),
     live=st.dictionaries(st.integers(0, 3), st.integers(0, 5)),
-    cap=st.integers(1, 4),
+    most=st.integers(1, 4),
+    single=st.sets(st.integers(0, 3)),
 )
-def test_within_cap(candidates: list[tuple[int, int]], live: dict[int, int], cap: int) -> None:
-    chosen = within_cap(candidates, live, cap)
+def test_within_cap(candidates: list[tuple[int, int]], live: dict[int, int], most: int, single: set[int]) -> None:
+    chosen = within_cap(candidates, live, most, single)
     groups = dict(candidates)
 
+    def cap(group: int) -> int:
+        return 1 if group in single else most
+
     used = Counter(groups[key] for key in chosen)
-    assert all(live.get(group, 0) + count <= cap for group, count in used.items())
+    assert all(live.get(group, 0) + count <= cap(group) for group, count in used.items())
     # Nobody is left out while there is room, and the order is kept.
     assert chosen == [key for key, _ in candidates if key in set(chosen)]
     for key, group in candidates:
-        assert key in chosen or live.get(group, 0) + used[group] >= cap
+        assert key in chosen or live.get(group, 0) + used[group] >= cap(group)
 
 
 # -- renewing ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pytest_django import Settings
 from repos import registration
 from repos.leases import Renewer, claim, database_now
 from repos.models import Bundle, Credential, Delivery, DeliveryRecord, Event, GitRepo, Mirror, Remote, Revision, SyncJob
+from repos.status import ERR_SYNC, Facts, display_state
 from tests.core import (
     MAIN,
     A,
@@ -66,6 +67,16 @@ def polled(gitrepo: GitRepo, source: Repository) -> None:
     """What the remote has now is seen and adopted."""
     answered(fresh(gitrepo).remote, {MAIN: source.head()})
     adopt_all()
+
+
+def died(times: int) -> None:
+    """The due job was claimed so many times by workers that ended without a word."""
+    for _ in range(times):
+        expire(started())
+
+
+def open_or_running(gitrepo: GitRepo) -> SyncJob:
+    return SyncJob.objects.get(gitrepo=gitrepo, state__in=(*SyncJob.WAITING, State.RUNNING))
 
 
 def work() -> int:
@@ -312,16 +323,49 @@ def test_a_busy_mirror_with_a_newer_revision_waiting(gitrepo: GitRepo, source: R
 
 def test_a_job_that_kills_its_workers_is_shown_and_slowed_down(gitrepo: GitRepo, source: Repository) -> None:
     polled(gitrepo, source)
-    for _ in range(sync.CRASHES):
-        expire(started())
+    died(times=3)
 
-    assert work() == 1
+    job = sync.claim_job(suspects=True)
 
-    row = open_job(gitrepo)
-    assert (row.state, row.failures, row.crashes) == (State.FAILED, 1, 0)
-    assert "died" in row.last_error
+    row = fresh(job)
+    assert job is not None and (row.state, row.failures, row.crashes) == (State.RUNNING, 3, 3)
+    assert "ended the worker that tried it 3 times" in row.last_error
+    assert 300 < (row.due_at - database_now()).total_seconds() <= 330
+    assert Event.objects.get(reason="Quarantined").gitrepo == gitrepo
+    assert display_state(Facts(fresh(gitrepo), row)) == ERR_SYNC
+    expire(job)
+    assert run_session(budget_seconds=20, stopping=never) == 0  # not before the cap is over
     assert work() == 1
     assert newest(gitrepo).outcome == Outcome.SYNCED
+    assert (fresh(job).state, fresh(job).crashes, fresh(job).last_error) == (State.SUCCEEDED, 0, "")
+
+
+def test_a_job_on_probation_goes_before_the_others(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    died(times=2)
+    other = register("other", url=source.file_url)
+    SyncJob.objects.update(**SyncJob.due_in(later(-1), 0))
+    polled(other, source)
+    SyncJob.objects.filter(gitrepo=other).update(**SyncJob.due_in(later(-60), 0))
+
+    assert sync.claim_job(suspects=False) == open_or_running(other)
+    [job] = [sync.claim_job(suspects=True)]
+    assert job is not None and (job.gitrepo, job.crashes) == (gitrepo, 2)
+    assert fresh(job).last_error == ""  # on probation, and not yet in quarantine
+
+
+def test_a_newer_revision_does_not_wait_for_a_quarantine(gitrepo: GitRepo, source: Repository) -> None:
+    polled(gitrepo, source)
+    died(times=3)
+    job = sync.claim_job(suspects=True)
+    expire(job)
+
+    source.commit({"deploy/app.yaml": "two"})
+    polled(gitrepo, source)
+
+    assert run_session(budget_seconds=20, stopping=never) == 2
+    assert fresh(job).state == State.SUPERSEDED
+    assert (newest(gitrepo).commit, newest(gitrepo).outcome) == (source.head(), Outcome.SYNCED)
 
 
 def test_a_secret_that_cannot_be_read_is_said(gitrepo: GitRepo, source: Repository, settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """Writing how a delivery ended: the fence, the ledger, the events and the metrics, in one short transaction."""
 
+import random
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -12,9 +13,10 @@ from repos import registration
 from repos.deliveries import unless_changed
 from repos.doorbells import ring_on_commit
 from repos.events import cut, record_event
-from repos.leases import database_now, finish
+from repos.leases import database_now, finish, held
 from repos.metrics import observe_push_to_applied
 from repos.models import Counter, Delivery, DeliveryRecord, GitRepo, SyncJob
+from repos.quarantine import sentence, wait_seconds
 from repos.schedule import next_wait_seconds
 
 log = structlog.get_logger(__name__)
@@ -94,6 +96,25 @@ def failed(delivery: Delivery, cause: str, message: str) -> bool:
         record_event(gitrepo, "DeliveryFailed", f"{delivery.cluster.name}: {message}", now, warning=True)
     log.warning("delivery failed", gitrepo=gitrepo.name, cluster=delivery.cluster.name, cause=cause, error=message)
     return True
+
+
+def store_quarantine(delivery: Delivery, now: datetime) -> None:
+    """Store the next try and what is shown with the claim: this try may be the last thing that the process does."""
+    delivery.failures = max(delivery.failures + 1, delivery.crashes)
+    columns = {"state": State.FAILED, "failures": delivery.failures, "last_error": cut(sentence(delivery.crashes))}
+    held(delivery).update(**columns, **Delivery.due_in(now, wait_seconds(0.0, random.random())))  # noqa: S311
+
+
+def tell_of_quarantine(delivery: Delivery, now: datetime) -> None:
+    """In a transaction of its own: an event locks its GitRepo, which comes before its deliveries."""
+    message = sentence(delivery.crashes)
+    with transaction.atomic():
+        _mark_record(delivery, Outcome.FAILED, cut(message))
+        gitrepo = GitRepo.objects.filter(pk=delivery.gitrepo_id).first()
+        record_event(gitrepo, "Quarantined", f"{delivery.cluster.name}: {message}", now, warning=True)
+        Counter.add({("deliveries", "result=crashed"): 1})
+    name = gitrepo.name if gitrepo else ""
+    log.error("quarantined", gitrepo=name, cluster=delivery.cluster.name, cause="crashed", error=message)
 
 
 def held_back(delivery: Delivery, removed: int, present: int) -> bool:

@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from datetime import datetime
 
 import structlog
 from django.conf import settings
-from django.db import close_old_connections, connections
+from django.db import close_old_connections, connections, transaction
 
 from fleetsync.failpoints import hit
 from repos.fields import SecretUnreadable
 from repos.leases import Renewer, claim_capped
 from repos.models import Delivery, GitRepo
+from repos.quarantine import is_quarantined
 from workers.content import Bundle, BundleUnavailable
 from workers.deliver import outcome
 from workers.deliver.drivers import driver_for
@@ -23,21 +25,40 @@ log = structlog.get_logger(__name__)
 
 OpenBundle = Callable[[str], AbstractContextManager[Bundle]]
 LOOK_AGAIN_SECONDS = 0.25
-# Claims in a row that ended without a word: the delivery itself may be what ends its workers.
-CRASHES = 3
+# The part of a session's budget in which it tries suspects, one at a time with nothing beside it; then come the others.
+PROBATION_PART = 0.25
 
 
 def claim_deliveries(limit: int) -> list[Delivery]:
-    """Lease at most `limit` due deliveries, never more than DELIVERY_CLUSTER_CONCURRENCY of one cluster."""
-    rows, _ = claim_capped(
+    """Lease at most `limit` due deliveries that are no suspects, never more than DELIVERY_CLUSTER_CONCURRENCY of one
+    cluster.
+    """
+    return _claim(limit, suspects=False)[0]
+
+
+def claim_suspect() -> list[Delivery]:
+    """Lease one due delivery whose last claims ended without a word, to be tried with no other beside it."""
+    with transaction.atomic():
+        rows, now = _claim(1, suspects=True)
+        for row in rows:
+            if is_quarantined(row):
+                outcome.store_quarantine(row, now)
+    for row in rows:
+        if is_quarantined(row):
+            outcome.tell_of_quarantine(row, now)
+    return rows
+
+
+def _claim(limit: int, *, suspects: bool) -> tuple[list[Delivery], datetime]:
+    return claim_capped(
         Delivery,
         group="cluster",
         cap=settings.DELIVERY_CLUSTER_CONCURRENCY,
         limit=limit,
         seconds=settings.DELIVERY_LEASE,
         related=("gitrepo", "cluster", "wanted_revision", "wanted_bundle"),
+        suspects=suspects,
     )
-    return rows
 
 
 def target_of(delivery: Delivery) -> Target:
@@ -55,9 +76,6 @@ def target_of(delivery: Delivery) -> Target:
 
 def deliver(delivery: Delivery, open_bundle: OpenBundle) -> None:
     """Bring one claimed delivery to its target, and write how it ended. Never raises for what a target does."""
-    if delivery.crashes >= CRASHES:
-        outcome.failed(delivery, "crashed", f"the workers that tried it died {delivery.crashes} times: see their logs")
-        return
     try:
         _bring(delivery, open_bundle)
     except TargetAhead as ahead:
@@ -105,8 +123,10 @@ def _bring(delivery: Delivery, open_bundle: OpenBundle) -> None:
 
 def run_session(open_bundle: OpenBundle, *, budget_seconds: float, stopping: Callable[[], bool]) -> int:
     """Deliver until nothing is due or the budget is over; how many deliveries were tried."""
-    until = time.monotonic() + budget_seconds
+    started = time.monotonic()
+    until, probation_until = started + budget_seconds, started + budget_seconds * PROBATION_PART
     tried = 0
+    alone = False
     next_claim = 0.0
     running: set[Future[None]] = set()
     with (
@@ -125,8 +145,11 @@ def run_session(open_bundle: OpenBundle, *, budget_seconds: float, stopping: Cal
         while True:
             now = time.monotonic()
             free = settings.DELIVERY_WORKERS - len(running)
-            if free and next_claim <= now < until and not stopping():
-                batch = claim_deliveries(free)
+            alone = alone and bool(running)
+            if free and not alone and next_claim <= now < until and not stopping():
+                batch = claim_suspect() if not running and now < probation_until else []
+                alone = bool(batch)
+                batch = batch or claim_deliveries(free)
                 running |= {pool.submit(work, delivery) for delivery in batch}
                 tried += len(batch)
                 next_claim = now if len(batch) == free else now + LOOK_AGAIN_SECONDS

@@ -8,25 +8,22 @@ Rules that hold for every call:
    away.
 3. The child leads a session of its own. At its deadline, or when the caller fails, the whole group is
    SIGKILLed and reaped.
-4. If this process dies, the child does too: setpriv sets a parent-death signal for a small shell, and that
-   kills its group, because the signal is not inherited by what git starts (git-remote-https would wait for a
-   dead server for ever, and hold the mirror's lock). The kernel sends it when the *thread* that started the
-   child ends, so a child must not outlive the thread that started it.
+4. If this process dies, the child does too (workers/git_child.py), so it must not outlive the thread that started
+   it.
 """
 
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, cast
 
+from workers.git_child import dies_with_us
 from workers.git_errors import (
     Cleaner,
     GitError,
@@ -46,21 +43,6 @@ STDERR_BYTES = 64 * 1024
 REAP_SECONDS = 10.0
 WATCH_SECONDS = 0.2
 CHUNK_BYTES = 256 * 1024
-
-# $1 is our process id: if that is not the parent any more, it died before setpriv could ask for the signal.
-# $2 is the largest file that git may write, in blocks of 512 bytes; raising it fails where an operator's own
-# limit is lower, and then that one holds. A child in the background gets /dev/null as its standard input
-# unless it is handed over as another descriptor.
-SUPERVISOR = """
-[ "$PPID" = "$1" ] || exit 125
-trap 'kill -KILL 0' TERM HUP INT
-[ "$2" = unlimited ] || ulimit -f "$2" 2>/dev/null || :
-shift 2
-exec 3<&0
-"$@" <&3 3<&- &
-exec 3<&- 0</dev/null
-wait $!
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,21 +240,4 @@ def child(call: GitCall, *arguments: str, stdin: bool = True) -> Iterator[Child]
 def _wrapper(env: Mapping[str, str], max_file_bytes: int) -> list[str]:
     # Names alone: a value would show in the process list.
     unset = [word for name in os.environ if name and name not in env for word in ("-u", name)]
-    blocks = str(-(-max_file_bytes // 512)) if max_file_bytes else "unlimited"
-    return [
-        "env",
-        *unset,
-        *_death_signal(),
-        "sh",
-        "-c",
-        SUPERVISOR,
-        "fleetsync-git",
-        str(os.getpid()),
-        blocks,
-    ]
-
-
-@cache
-def _death_signal() -> tuple[str, ...]:
-    """util-linux has it, busybox has not: there a killed worker's git lives on until its server answers."""
-    return ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
+    return ["env", *unset, *dies_with_us(max_file_bytes)]

@@ -1,15 +1,23 @@
 """Choosing the remotes that a session asks next: due, unleased, and within what each host allows."""
 
+import random
 from dataclasses import dataclass
 from datetime import datetime
 
+import structlog
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Count, Min, Q
 
-from repos.leases import claim_capped, finish
-from repos.models import GitRepo, Remote
+from repos.breaker import is_open
+from repos.events import record_event
+from repos.leases import claim_capped, give_back, held
+from repos.models import Counter, GitRepo, Host, Remote
+from repos.quarantine import is_quarantined, sentence, wait_seconds
 from repos.refs import followed_ref
 from repos.remotes import patience
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +56,53 @@ class ClaimedRemote:
 
 
 def claim_remotes(limit: int) -> list[ClaimedRemote]:
-    """Lease at most `limit` due remotes, never more than GIT_HOST_CONCURRENCY of one host over all workers.
+    """Lease at most `limit` due remotes that are no suspects, never more than GIT_HOST_CONCURRENCY of one host over all
+    workers, and one at a time of a host whose breaker is open.
 
     A remote whose host has asked for patience meanwhile goes back, to be due when that is over.
     """
+    return _claim(limit, suspects=False)
+
+
+def claim_suspect() -> list[ClaimedRemote]:
+    """Lease one due remote whose last claims ended without a word, to be asked with no other beside it."""
+    with transaction.atomic():
+        found = _claim(1, suspects=True)
+        for claimed in found:
+            if is_quarantined(claimed.remote):
+                _quarantine(claimed)
+    return found
+
+
+def _quarantine(claimed: ClaimedRemote) -> None:
+    """Store the next try and what is shown before this one, which may be the last thing that this process does."""
+    remote, now = claimed.remote, claimed.claimed_at
+    message = sentence(remote.crashes)
+    healthy = remote.consecutive_failures == 0
+    failures = max(remote.consecutive_failures + 1, remote.crashes)
+    # Not in `remote` itself, whose instant is the one that it was due at.
+    due = Remote.due_in(now, wait_seconds(remote.interval_seconds or 0.0, random.random()))  # noqa: S311
+    shown = {"consecutive_failures": failures, "last_error": message}
+    shown |= {"health_changed_at": now} if healthy else {}
+    held(remote).update(**due, **shown)
+    for name, value in shown.items():
+        setattr(remote, name, value)
+    record_event(remote, "Quarantined", message, now, warning=True)
+    Counter.add({("polls", "result=crashed"): 1})
+    log.error("quarantined", repository=remote.url, cause="crashed", error=message)
+
+
+def _claim(limit: int, *, suspects: bool) -> list[ClaimedRemote]:
     rows, now = claim_capped(
         Remote,
         group="host",
         cap=settings.GIT_HOST_CONCURRENCY,
+        single=Host.objects.filter(is_open()).values_list("pk", flat=True),
         limit=limit,
         seconds=settings.POLL_LEASE,
         defer=("refs", "recent", "returning"),
         related=("credential",),
+        suspects=suspects,
     )
     patient = patience({row.host_id for row in rows}, now) if rows else {}
     welcome = []
@@ -68,7 +111,7 @@ def claim_remotes(limit: int) -> list[ClaimedRemote]:
         if until is None:
             welcome.append(row)
         else:
-            finish(row, **Remote.due_in(now, (until - now).total_seconds()))
+            give_back(row, **Remote.due_in(now, (until - now).total_seconds()))
     follows = follows_of([row.pk for row in welcome])
     return [ClaimedRemote(row, now, tuple(follows.get(row.pk, ()))) for row in welcome]
 

@@ -1,6 +1,7 @@
 """The plain engine: git's own ls-remote, one process for each request, in one event loop.
 
-Slow (some 8 ms of CPU for each poll) and right by definition: it is git. Every process group is killed at its deadline.
+Slow (some 8 ms of CPU for each poll) and right by definition: it is git. Every process group is killed at its deadline,
+and with this process: the session's thread, which starts them, is a worker's main thread.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from contextlib import suppress
 import structlog
 
 from workers.addresses import resolved_soon
+from workers.git_child import dies_with_us
 from workers.git_environment import AccessError, git_environment
 from workers.git_errors import cleaner, error_from
 from workers.poll.engine import PollError, PollRequest, PollResult
@@ -135,7 +137,7 @@ async def _run(request: PollRequest, env: dict[str, str]) -> tuple[bytes, bytes,
     """Standard output, standard error and exit status. The whole group is dead on every way out, a deadline's too."""
     patterns = [name + suffix for name in request.refs for suffix in ("", PEELED) if not (suffix and name == "HEAD")]
     process = await asyncio.create_subprocess_exec(
-        "git", "ls-remote", "--quiet", "origin", *patterns,
+        *dies_with_us(), "git", "ls-remote", "--quiet", "origin", *patterns,
         stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env, cwd="/", start_new_session=True,
     )  # fmt: skip
     most = request.max_refs * BYTES_PER_REF

@@ -13,6 +13,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import Case, F, Q, Value, When
 
 from fleetsync.failpoints import hit
+from repos.breaker import Word, heard
 from repos.bulk import finish_many
 from repos.doorbells import ring_on_commit
 from repos.events import cut, record_event
@@ -22,6 +23,7 @@ from repos.models import Adoption, Counter, HostNotBefore, Remote
 from repos.refs import Head, head_of
 from repos.remotes import LONGEST_PATIENCE_SECONDS, patience
 from repos.schedule import next_wait_seconds
+from workers.poll.breakers import listen, recall
 from workers.poll.claim import ClaimedRemote, Follow
 from workers.poll.engine import PollResult
 
@@ -145,10 +147,13 @@ def _give_back(claimed: ClaimedRemote) -> None:
 def _store(findings: Sequence[Finding]) -> int:
     with transaction.atomic():
         now = database_now()
+        answering = listen(_words(findings), now)
         patient = _be_patient(findings, now)
         # In the order of their keys, as everybody who locks several of them; the updates below have no order.
         keys = [f.claimed.remote.pk for f in findings]
         list(Remote.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk").values_list("pk"))
+        if answering:
+            recall(answering, now)
         _hold_others(findings, patient, now)
         unsettled = _store_moved(findings)
         rows = [
@@ -170,6 +175,16 @@ def _store(findings: Sequence[Finding]) -> int:
     for finding in findings:
         _log(finding, schedules)
     return len(mine)
+
+
+def _words(findings: Sequence[Finding]) -> dict[int, list[Word]]:
+    """What the polls say of their hosts. A remote without followers was not asked."""
+    words: dict[int, list[Word]] = {}
+    for finding in findings:
+        if finding.claimed.follows:
+            error = finding.result.error
+            words.setdefault(finding.claimed.remote.host_id, []).append(heard(error.cause if error else None))
+    return words
 
 
 def _result(finding: Finding) -> str:

@@ -13,7 +13,7 @@ from django.conf import settings
 from fleetsync.failpoints import hit
 from repos.fields import SecretUnreadable
 from workers.access import access_of
-from workers.poll.claim import ClaimedRemote, claim_remotes
+from workers.poll.claim import ClaimedRemote, claim_remotes, claim_suspect
 from workers.poll.engine import Engine, PollError, PollRequest, PollResult
 from workers.poll.results import store
 
@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 FLUSH_SECONDS = 0.25
 FLUSH_ROWS = 200
+# The part of a session's budget in which it tries suspects, one at a time with nothing beside it. Then come the others:
+# suspects that answer slowly must not keep them waiting.
+PROBATION_PART = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Session:
         self.engine, self.limit, self.stopping = engine, limit, stopping
         self.started = time.monotonic()
         self.claim_until = self.started + budget_seconds
+        self.probation_until = self.started + budget_seconds * PROBATION_PART
+        self.holds_suspect = False
         self.claimed: dict[int, ClaimedRemote] = {}
         self.answers: list[tuple[ClaimedRemote, PollResult]] = []
         self.next_claim = self.next_flush = 0.0
@@ -54,6 +59,13 @@ class Session:
             self._flush_if_time()
 
     def _claim(self, now: float) -> None:
+        if not self.claimed and not self.answers:
+            batch = claim_suspect() if now < self.probation_until else []
+            self.holds_suspect = bool(batch)
+            for claimed in batch:
+                self._start(claimed)
+        if self.holds_suspect:
+            return
         free = self.limit - len(self.claimed)
         batch = claim_remotes(free) if free > 0 else []
         for claimed in batch:

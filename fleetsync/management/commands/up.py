@@ -21,6 +21,7 @@ from django.db import connections
 from fleetsync import processes
 from fleetsync.redis import redis_client
 from fleetsync.supervisor import Child, Supervisor, die_with_parent
+from fleetsync.watchdog import Watchdog
 
 ADMIN = "admin"
 REDIS_TIMEOUT = 30.0
@@ -45,6 +46,7 @@ class Command(BaseCommand):
         # The demo's repository is a folder below this one; unless the environment allows others, or none.
         os.environ.setdefault("GIT_FILE_ROOT", str(settings.DATA_DIR))
         supervisor = Supervisor()
+        watchdog = Watchdog(supervisor)
         try:
             if self.start_redis(supervisor):
                 supervisor.say("migrating the database")
@@ -53,7 +55,7 @@ class Command(BaseCommand):
                 # The children open their own; this process needs none from here on.
                 connections.close_all()
                 for child in processes.services():
-                    supervisor.add(child)
+                    (watchdog if child.name in settings.WORKER_QUEUES else supervisor).add(child)
                 arguments = ["--began", str(began), *(["--only-greet"] if no_demo else [])]
                 supervisor.add(Child("demo", processes.manage("demo", *arguments), grace=1, restart=False))
                 supervisor.run()

@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand
 from fleetsync import processes
 from fleetsync.alive import show_alive
 from fleetsync.supervisor import Supervisor
+from fleetsync.watchdog import Watchdog
 
 
 class Command(BaseCommand):
@@ -23,8 +24,9 @@ class Command(BaseCommand):
                 show_alive("work")
 
         supervisor = Supervisor(heartbeat)
+        watchdog = Watchdog(supervisor)
         try:
             for child in processes.workers():
-                supervisor.add(child)
+                watchdog.add(child)
         finally:
             supervisor.run()

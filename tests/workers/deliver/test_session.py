@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,16 +12,16 @@ from cryptography.fernet import Fernet
 from pytest_django import Settings
 
 from repos import deliveries, registration
-from repos.leases import database_now
+from repos.leases import claim, database_now
 from repos.models import Bundle, Cluster, Counter, Delivery, DeliveryRecord, Event, GitRepo, Revision, SyncJob
 from tests.core import adopt_all, answered, delivery_of, expire, fresh, is_due, later, register, synced
 from tests.workers.deliver.targets import MemoryBundle, shown
 from workers.content import Bundle as Content
 from workers.content import BundleUnavailable
-from workers.deliver import outcome
+from workers.deliver import outcome, session
 from workers.deliver.drivers import driver_for
 from workers.deliver.drivers.base import Order
-from workers.deliver.session import CRASHES, claim_deliveries, deliver, run_session, target_of
+from workers.deliver.session import claim_deliveries, claim_suspect, deliver, run_session, target_of
 
 pytestmark = pytest.mark.django_db
 State, Outcome = Delivery.State, DeliveryRecord.Outcome
@@ -483,16 +484,65 @@ def test_what_is_not_known_is_a_failure_like_others_and_shows_nothing_of_it(gitr
     assert stored.state == State.FAILED and "log" in stored.last_error and "s3cret" not in stored.last_error
 
 
-def test_a_delivery_that_kills_its_workers_is_shown_and_slowed_down(gitrepo: GitRepo, shelf: Shelf) -> None:
-    want(gitrepo, shelf, ONE)
-    for _ in range(CRASHES):
-        expire(claimed())
+def died(times: int) -> None:
+    """What is due was claimed so many times by workers that ended without a word."""
+    for _ in range(times):
+        for row in claim(Delivery, limit=9, seconds=30):
+            expire(row)
 
-    deliver(claimed(), shelf.open)
+
+def test_a_delivery_that_kills_its_workers_is_shown_and_slowed_down(
+    gitrepo: GitRepo, shelf: Shelf, place: Path
+) -> None:
+    want(gitrepo, shelf, ONE)
+    died(times=3)
+    assert claim_deliveries(5) == []
+
+    [row] = claim_suspect()
 
     stored = delivery_of(gitrepo)
-    assert (stored.state, stored.failures, stored.crashes) == (State.FAILED, 1, 0)
-    assert "died" in stored.last_error
+    assert (stored.state, stored.failures, stored.crashes) == (State.FAILED, 3, 3)
+    assert "ended the worker that tried it 3 times" in stored.last_error == DeliveryRecord.objects.get().error
+    assert stored.due_at is not None and 300 < (stored.due_at - database_now()).total_seconds() <= 330
+    assert Event.objects.get(reason="Quarantined").gitrepo == gitrepo
+    expire(row)
+    assert claim_suspect() == []  # not before the cap is over
+    Delivery.objects.update(**Delivery.due_in(later(-1), 0))
+    [row] = claim_suspect()
+    deliver(row, shelf.open)
+    assert shown(place) == ONE
+    stored = delivery_of(gitrepo)
+    assert (stored.state, stored.failures, stored.crashes, stored.last_error) == (State.APPLIED, 0, 0, "")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_delivery_on_probation_is_tried_with_nothing_beside_it(
+    gitrepo: GitRepo, shelf: Shelf, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want(gitrepo, shelf, ONE)
+    died(times=2)
+    others = [register(f"other{number}", targets=[{"cluster": "prod-eu"}]) for number in range(3)]
+    for other in others:
+        want(other, shelf, TWO)
+    running: set[int] = set()
+    beside: list[set[int]] = []
+    original = session.deliver
+
+    def watched(delivery: Delivery, open_bundle: session.OpenBundle) -> None:
+        running.add(delivery.gitrepo_id)
+        beside.append(set(running))
+        if delivery.gitrepo_id == gitrepo.pk:
+            time.sleep(1)  # some looks of the session's loop
+        original(delivery, open_bundle)
+        running.discard(delivery.gitrepo_id)
+
+    monkeypatch.setattr(session, "deliver", watched)
+
+    assert run(shelf) == 4
+
+    assert beside[0] == {gitrepo.pk}
+    assert not any(gitrepo.pk in others for others in beside[1:])
+    assert set(Delivery.objects.values_list("state", flat=True)) == {State.APPLIED}
 
 
 def test_a_gitrepo_that_is_gone_when_its_delivery_ends(gitrepo: GitRepo, shelf: Shelf, place: Path) -> None:

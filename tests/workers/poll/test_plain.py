@@ -2,6 +2,8 @@
 
 import base64
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from workers.git_environment import RemoteAccess
 from workers.poll.engine import PollRequest, PollResult
 from workers.poll.plain import PlainEngine, parse_refs
 
+ROOT = Path(__file__).resolve().parents[3]
 MAIN = "refs/heads/main"
 SECRET = "t0p-s3cret-value"
 
@@ -323,6 +326,50 @@ def test_closing_ends_everything_in_flight(open_server: GitServer, repository: R
     assert engine.in_flight == 0
     assert group_members(str(run_folder)) == []
     assert list(run_folder.iterdir()) == []
+
+
+# Polls as a worker's child does, from its main thread.
+POLLER = """
+import os, sys
+import django
+django.setup()
+from workers.git_environment import RemoteAccess
+from workers.poll.engine import PollRequest
+from workers.poll.plain import PlainEngine
+
+engine = PlainEngine()
+for key in range(3):
+    engine.start(PollRequest(key, RemoteAccess(sys.argv[1]), ("refs/heads/main",), 100.0, 1000))
+engine.wait(100)
+"""
+
+
+def test_a_worker_that_is_killed_takes_its_git_along(
+    open_server: GitServer, repository: Repository, run_folder: Path
+) -> None:
+    open_server.behaviour.hang_before = True
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "fleetsync.settings",
+        "DATA_DIR": str(run_folder.parent),
+        "GIT_ALLOW_HTTP": "on",
+        "GIT_ALLOWED_NETWORKS": "127.0.0.0/8",
+    }
+    marker = f"{run_folder}/"  # in what git is told, and not in what the worker is
+    poller = subprocess.Popen([sys.executable, "-c", POLLER, open_server.url(repository)], env=environment, cwd=ROOT)
+    try:
+        end = time.monotonic() + 30
+        while len(open_server.log) < 3 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert len(group_members(marker)) >= 9  # of each poll its git, its transport, and the shell above them
+    finally:
+        poller.kill()
+        poller.wait()
+
+    end = time.monotonic() + 2
+    while group_members(marker) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert group_members(marker) == []
 
 
 def test_waiting_for_nothing_takes_no_time(engine: PlainEngine) -> None:
