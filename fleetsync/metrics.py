@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from repos.breaker import is_open
 from repos.display_states import with_display_state
+from repos.doctor.examination import examine
 from repos.leases import claimable, database_now
 from repos.metrics import BUCKETS, PUSH_TO_APPLIED
 from repos.models import Counter, Delivery, GitRepo, Host, Remote, SyncJob
@@ -40,6 +41,7 @@ class DatabaseCollector(Collector):
         yield by_state("sync_jobs", "Sync jobs by state.", SyncJob.State.values, SyncJob)
         yield by_state("deliveries", "Deliveries by state.", Delivery.State.values, Delivery)
         yield from of_gitrepos()
+        yield findings()
 
 
 def counted() -> Iterable[Metric]:
@@ -116,6 +118,14 @@ def of_gitrepos() -> Iterable[Metric]:
         failures.add_metric([name], remote_failures or ref_failures)
         ready.add_metric([name], float(state == READY))
     return [lag, failures, ready]
+
+
+def findings() -> Metric:
+    """What the doctor finds in the database, by kind; 0 for each kind where all is well."""
+    family = GaugeMetricFamily(f"{PREFIX}findings", "What the doctor finds now, by kind.", labels=["kind"])
+    for kind, count in examine().totals.items():
+        family.add_metric([kind], count)
+    return family
 
 
 registry = CollectorRegistry(auto_describe=False)

@@ -21,16 +21,31 @@ TASKS = {
     "sync": "workers.tasks.sync",
     "deliver": "workers.tasks.deliver",
 }
+# The task with which each queue's workers answer the doctor.
+PROBES = {
+    "poll": "workers.tasks.probe_remotes",
+    "sync": "workers.tasks.probe_machine",
+    "deliver": "workers.tasks.probe_targets",
+}
 # More waiting doorbells than this would find nothing left to do: one session works until nothing is due.
 ENOUGH_WAITING = 8
 
 
 def ring(queue: str, times: int = 1) -> int:
     """Put up to `times` doorbells into `queue`, but no more than it lacks; how many were sent."""
+    return _send(queue, TASKS[queue], times, ENOUGH_WAITING)
+
+
+def ring_probe(queue: str) -> int:
+    """Ask the workers of `queue` to look for the doctor's questions; a queue that is just full has room for that."""
+    return _send(queue, PROBES[queue], 1, 2 * ENOUGH_WAITING)
+
+
+def _send(queue: str, task: str, times: int, enough: int) -> int:
     try:
-        lacking = min(times, ENOUGH_WAITING - int(redis_client().llen(queue)))
+        lacking = min(times, enough - int(redis_client().llen(queue)))
         for _ in range(lacking):
-            current_app.send_task(TASKS[queue], queue=queue, ignore_result=True)
+            current_app.send_task(task, queue=queue, ignore_result=True)
     except Exception as error:  # noqa: BLE001  (whatever the broker's fault: the row is the message, the tick rings again)
         log.warning("doorbell not sent", queue=queue, error=str(error)[:200])
         return 0

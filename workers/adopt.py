@@ -7,7 +7,7 @@ from typing import TypeVar
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, DateTimeField, Q, Value, When
+from django.db.models import Case, DateTimeField, F, Q, Value, When
 
 from repos.adoption import adopt
 from repos.deliveries import rematch
@@ -34,9 +34,9 @@ def run_adoptions(*, budget_seconds: float, stopping: Callable[[], bool]) -> int
                 finish(adoption)  # it stays due
                 continue
             if _tried(adopt, adoption):
-                finish(adoption, due_at=_unless("wanted", adoption.wanted), wait_seconds=0)
+                finish(adoption, due_at=_unless("wanted", adoption.wanted), wait_seconds=0, failures=0)
             else:
-                finish(adoption, **Adoption.due_in(database_now(), RETRY_SECONDS))
+                finish(adoption, failures=F("failures") + 1, **Adoption.due_in(database_now(), RETRY_SECONDS))
             adopted += 1
         if len(batch) < BATCH:
             break

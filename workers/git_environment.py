@@ -162,6 +162,27 @@ def sweep_run_folder(run_folder: Path | None = None, *, limit: int = 1000) -> in
     return removed
 
 
+def abandoned_run_folders(
+    older_than_seconds: float, run_folder: Path | None = None, *, limit: int = 1000
+) -> list[Path]:
+    """The temporary folders of that age whose owner is dead, `limit` at most; nothing is removed."""
+    found = []
+    for folder in sorted((run_folder or default_run_folder()).glob("git-*"))[:limit]:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            if time.time() - os.fstat(descriptor).st_mtime > older_than_seconds:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.append(folder)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+    return found
+
+
 @contextmanager
 def _private_folder(parent: Path) -> Iterator[Path]:
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)

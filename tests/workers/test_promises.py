@@ -27,6 +27,7 @@ from repos.models import Adoption, Delivery, GitRepo, Remote, Revision, SyncJob
 from repos.refs import followed_ref
 from repos.remotes import wanted_interval_seconds, wanting
 from tests.core import cluster, register
+from tests.repos.doctor.house import errors
 from workers import adopt, sync
 from workers.deliver import outcome
 from workers.deliver.session import claim_deliveries
@@ -280,6 +281,11 @@ class World(RuleBasedStateMachine):
         for pk, remote_id in GitRepo.objects.values_list("pk", "remote_id"):
             repair(pk, remote_id, repairs)
         assert repairs.counts == {}
+
+    @invariant()
+    def the_doctor_finds_no_error(self) -> None:
+        """In no state between two steps, whoever froze and whatever failed."""
+        assert errors() == []
 
     # -- a good round ---------------------------------------------------------------------------------------------
 

@@ -133,12 +133,20 @@ class BundleStore:
     def sweep(self, older_than_seconds: float) -> int:
         """Remove drafts that nobody has written to for so long: their writers are dead. Answers how many."""
         removed = 0
+        for path in self.abandoned(older_than_seconds):
+            with suppress(FileNotFoundError):
+                path.unlink()
+                removed += 1
+        return removed
+
+    def abandoned(self, older_than_seconds: float) -> list[Path]:
+        """The drafts that nobody has written to for so long."""
+        found = []
         for path in self._drafts.glob("draft-*"):
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > older_than_seconds:
-                    path.unlink()
-                    removed += 1
-        return removed
+                    found.append(path)
+        return sorted(found)
 
     def path_of(self, sha256: str) -> Path:
         if not SHA256.fullmatch(sha256):

@@ -62,13 +62,16 @@ def discard(folder: Path) -> None:
 def tidy(folder: Path) -> int:
     """Remove what killed processes left. Only for who holds the mirror's lock alone; answers how many."""
     removed = 0
-    for half in (*folder.parent.glob(f"{folder.name}.old-*"), *folder.parent.glob(f"{folder.name}.new-*")):
-        _remove(half)
-        removed += 1
-    for leftover in _leftovers(folder):
+    for leftover in leftovers(folder):
         _remove(leftover)
         removed += 1
     return removed
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What tidy() removes. While nobody holds the mirror's lock, it belongs to dead processes."""
+    halves = (*folder.parent.glob(f"{folder.name}.old-*"), *folder.parent.glob(f"{folder.name}.new-*"))
+    return [*halves, *_leftovers(folder)]
 
 
 def _remove(path: Path) -> None:

@@ -155,6 +155,11 @@ class Mirror:
     def size_bytes(self) -> int:
         return layout.size_bytes(self.folder)
 
+    def leftovers(self) -> list[Path]:
+        """What killed processes left and the next fetch will tidy; nothing is removed."""
+        with disk_errors(), locked(self.lock_file, shared=False):
+            return layout.leftovers(self.folder)
+
     def remove(self) -> None:
         """Remove the mirror and its lock file; nothing if there is none."""
         with disk_errors(), locked(self.lock_file, shared=False):
