@@ -7,7 +7,9 @@ import gzip
 import io
 import os
 import shutil
+import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -190,8 +192,9 @@ class Behaviour:
 
     `status` answers with that code (and `retry_after`); `redirect_to` is a prefix that the path is appended
     to; `hang_before` waits before any answer; `hang_after_bytes` sends so much of a longer answer and waits;
-    `content_type` and `body` replace the answer; `delay_seconds` is a pause before a good one. All but the
-    pause concern the requests whose path and query contain `only`.
+    `content_type` and `body` replace the answer; `reset` breaks the connection off; `trickle_seconds` is a pause
+    after each byte of the answer; `delay_seconds` is a pause before a good one. All but the last concern the
+    requests whose path and query contain `only`.
     """
 
     status: int = 0
@@ -202,6 +205,8 @@ class Behaviour:
     delay_seconds: float = 0.0
     content_type: str = ""
     body: bytes | None = None
+    reset: bool = False
+    trickle_seconds: float = 0.0
     only: str = ""
 
 
@@ -320,6 +325,10 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour.hang_before:
             self.git_server.hang()
             self.close_connection = True
+        elif behaviour.reset:
+            # Closed with a linger of no time at all: the client gets RST instead of an end.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
         elif behaviour.status:
             more = {"Retry-After": behaviour.retry_after} if behaviour.retry_after else {}
             self._answer(behaviour.status, more, b"told to\n")
@@ -370,7 +379,16 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(line.split(": ", 1) for line in head.decode("latin-1").split("\r\n") if ": " in line)
         status = int(headers.pop("Status", "200").split(" ")[0])
         cut = behaviour.hang_after_bytes
-        if cut is not None and len(content) > cut and behaviour.only in f"{path}?{query}":
+        meant = behaviour.only in f"{path}?{query}"
+        if behaviour.trickle_seconds and meant:
+            self._answer(status, headers, content, send=0)
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if self.git_server._stopping.wait(behaviour.trickle_seconds):
+                    break
+            self.close_connection = True
+        elif cut is not None and len(content) > cut and meant:
             self._answer(status, headers, content, send=cut)
             self.git_server.hang()
             self.close_connection = True

@@ -257,7 +257,13 @@ class Stack:
             with psycopg.connect(self.admin_url, autocommit=True) as admin:
                 admin.execute(f'CREATE DATABASE "{self.database_name}"')
         # The tests' own database may be of the other kind: nothing of it but what Django wants to find is taken.
-        mine = {"TIME_ZONE": None, "ATOMIC_REQUESTS": False, "AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": False, "CONN_MAX_AGE": 0}
+        mine: dict[str, Any] = {
+            "TIME_ZONE": None,
+            "ATOMIC_REQUESTS": False,
+            "AUTOCOMMIT": True,
+            "CONN_HEALTH_CHECKS": False,
+            "CONN_MAX_AGE": 0,
+        }
         mine["OPTIONS"] = {} if self.is_postgresql else {"transaction_mode": "IMMEDIATE", "timeout": 30}
         mine["TEST"] = {"NAME": None, "MIRROR": None, "CHARSET": None, "COLLATION": None, "MIGRATE": False}
         connections.databases[self.alias] = {**mine, **environ.Env.db_url_config(self.database_url)}

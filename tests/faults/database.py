@@ -77,7 +77,9 @@ def t5_restored_from_an_older_backup(world: World, report: Report) -> None:
     one = world.followed[0]
     wait_until(
         "its status says what happened",
-        lambda: any(e["reason"] == "TargetAhead" for e in world.stack.api("GET", f"gitrepos/{one.name}/events/")["results"]),
+        lambda: any(
+            e["reason"] == "TargetAhead" for e in world.stack.api("GET", f"gitrepos/{one.name}/events/")["results"]
+        ),
         60,
     )
 
@@ -103,7 +105,9 @@ def copy_database(world: World, to: str) -> None:
         world.disconnect()
         world.stack.drop_database()
         world.stack.create_database()
-        world.run([str(world.postgresql.programs / "pg_restore"), "--exit-on-error", f"--dbname={url}", str(backup_file)])
+        world.run(
+            [str(world.postgresql.programs / "pg_restore"), "--exit-on-error", f"--dbname={url}", str(backup_file)]
+        )
 
 
 # What is destroyed by hand, and whether the resync counts its repair (an instant beyond its horizon is healed instead).

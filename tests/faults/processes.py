@@ -5,6 +5,7 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 
 from tests.end_to_end.stack import wait_until
 from tests.faults.judge import Report, counter
@@ -31,6 +32,7 @@ def owner(world: World, table: str, where: str, *parameters: object) -> int:
 def child_killed_in_the_middle_of_a_fetch(world: World, report: Report) -> None:
     one = http_load(world)
     name = f"{one.name}.git/git-upload-pack"
+    world.server.log.clear()
     world.server.behaviour = Behaviour(hang_after_bytes=200, only=name)
     try:
         one.push()
@@ -42,12 +44,10 @@ def child_killed_in_the_middle_of_a_fetch(world: World, report: Report) -> None:
 
 def _fetching(world: World, one: Followed) -> int:
     """Who runs the job of `one` while its server has begun to send a pack."""
-    return world.server.requests(f"{one.name}.git/git-upload-pack") and owner(
-        world,
-        "repos_syncjob",
-        "state = 'running' AND gitrepo_id = (SELECT id FROM repos_gitrepo WHERE name = %s AND deleted_at IS NULL)",
-        one.name,
-    )
+    if not any(r.method == "POST" for r in world.server.requests(f"{one.name}.git/git-upload-pack")):
+        return 0
+    mine = "state = 'running' AND gitrepo_id = (SELECT id FROM repos_gitrepo WHERE name = %s AND deleted_at IS NULL)"
+    return owner(world, "repos_syncjob", mine, one.name)
 
 
 @fault()
@@ -198,10 +198,12 @@ def web_killed_between_commit_and_doorbell(world: World, report: Report) -> None
     # gunicorn replaces the child that was killed; what it had committed is done without its doorbell.
     wait_until(
         "the request was handled",
-        lambda: world.sql(
-            "SELECT requested > %s AND handled = requested FROM repos_gitrepo WHERE name = %s", before, one.name
-        )
-        in ([(True,)], [(1,)]),
+        lambda: (
+            world.sql(
+                "SELECT requested > %s AND handled = requested FROM repos_gitrepo WHERE name = %s", before, one.name
+            )
+            in ([(True,)], [(1,)])
+        ),
         30,
     )
 
@@ -237,5 +239,5 @@ def p6_everything_down_for_three_intervals(world: World, report: Report) -> None
     wait_until("each was polled", polled, POLL_LEASE + TICK + 30)
     for one in world.followed:
         first = world.log.polls_of(one.name)[before[one.name] :]
-        gaps = [(b.claimed_at - a.claimed_at).total_seconds() for a, b in zip(first, first[1:], strict=False)]
+        gaps = [(b.claimed_at - a.claimed_at).total_seconds() for a, b in pairwise(first)]
         assert all(gap >= INTERVAL for gap in gaps), f"{one.name} was polled twice for what was missed: {gaps}"

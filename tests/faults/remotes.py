@@ -83,7 +83,10 @@ def e1_a_hundred_gitrepos_whose_branch_does_not_exist(world: World, report: Repo
     try:
         wait_until(
             "all are shown",
-            lambda: world.sql("SELECT count(*) FROM repos_gitrepo WHERE name LIKE 'e1-%%' AND ref_failures >= 3") == [(100,)],
+            lambda: (
+                world.sql("SELECT count(*) FROM repos_gitrepo WHERE name LIKE 'e1-%%' AND ref_failures >= 3")
+                == [(100,)]
+            ),
             60,
         )
         seen, began = len(world.server.requests("e1.git/info/refs")), time.monotonic()
@@ -118,7 +121,11 @@ def a_poison_repository_that_kills_its_worker_each_time(world: World, report: Re
         report.notes["tries in quarantine"] = tried
         # A try at the cap, and the lease of the one that died: never in a quick row.
         assert 1 <= tried <= (time.monotonic() - began) / BACKOFF_CAP + 1, tried
-        assert not [one.name for one in world.followed if one is not poison and world.stack.gitrepo(one.name)["status"]["last_error"]]
+        assert not [
+            one.name
+            for one in world.followed
+            if one is not poison and world.stack.gitrepo(one.name)["status"]["last_error"]
+        ]
     finally:
         world.disarm("poll.ask")
     commit = poison.push()
@@ -153,7 +160,9 @@ def j3_a_job_that_cannot_be_started_for_want_of_its_credential(world: World, rep
     )
     world.stack.api("DELETE", "gitrepos/j3/")
     wait_until("it is gone", lambda: not world.is_anywhere("j3"), 30)
-    wait_until("its tombstone too", lambda: world.sql("SELECT count(*) FROM repos_gitrepo WHERE name = 'j3'") == [(0,)], 60)
+    wait_until(
+        "its tombstone too", lambda: world.sql("SELECT count(*) FROM repos_gitrepo WHERE name = 'j3'") == [(0,)], 60
+    )
     world.stack.api("DELETE", "credentials/j3/")
 
 

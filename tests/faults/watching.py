@@ -58,7 +58,12 @@ class LogReader:
         if found.get("event") == POLL_LINE:
             claimed_at = datetime.fromisoformat(found["claimed_at"])
             poll = Poll(
-                found["gitrepo"], found["repository"], claimed_at, found["poll_seconds"], found["result"], found["owned"]
+                found["gitrepo"],
+                found["repository"],
+                claimed_at,
+                found["poll_seconds"],
+                found["result"],
+                found["owned"],
             )
             self.polls.append(poll)
         else:
@@ -98,6 +103,12 @@ class Watcher:
     def stop(self) -> None:
         self._over.set()
         self._thread.join(10)
+
+    def forget(self, name: str) -> None:
+        """Somebody else has written there: what was seen of `name` says nothing."""
+        for key in [key for key in self._numbers if key[1] == name]:
+            del self._numbers[key]
+        self.wrong = [sentence for sentence in self.wrong if not sentence.startswith(f"{name} at ")]
 
     def _run(self) -> None:
         while not self._over.wait(0.2):

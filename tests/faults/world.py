@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from django.db import DatabaseError, InterfaceError, connections
 from tests.end_to_end.manifests import manifest, register_all
 from tests.end_to_end.stack import ROOT, Part, Stack, wait_until
 from tests.faults.watching import LogReader, Watcher
-from tests.git_servers import GitServer, Repository, git_server
+from tests.git_servers import Repository, git_server
 from tests.postgresql import PostgreSQL
 
 INTERVAL = 2.0
@@ -43,6 +44,7 @@ ENVIRONMENT = {
     "DELIVERY_TIMEOUT": "3s",
     "SESSION_BUDGET": "3s",
     "STOP_GRACE": "5s",
+    "WATCHDOG": "8s",
 }
 # What is waited for after a fault is over: the longest lease, a backoff at its cap, and the work itself on busy cores.
 SETTLE = 60.0
@@ -104,6 +106,7 @@ class World:
             self.closing.callback(self.postgresql.close)
             admin_url = self.postgresql.url
         self.stack = Stack(self.folder, env, workers=0, admin_url=admin_url)
+        self._mount_disks()
         self.closing.callback(self.stack.stop)
         self.stack.start()
         self.start_beats(2)
@@ -162,9 +165,63 @@ class World:
         children = self.celery_children(queue)
         return sorted({int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in children})
 
+    def _mount_disks(self) -> None:
+        """Mirrors and bundles lie on small disks of their own where this user may mount them (root may)."""
+        self.disks = {name: self.stack.data / name for name in ("mirrors", "bundles")}
+        for path in self.disks.values():
+            path.mkdir()
+            if os.getuid() == 0:
+                self.run(["mount", "-t", "tmpfs", "-o", "size=128m", "none", str(path)])
+                self.closing.callback(self.run, ["umount", "--lazy", str(path)])
+
+    @contextmanager
+    def faked_clock(self, names: list[str], clock: Path) -> Iterator[None]:
+        """Run these parts under libfaketime, by what the file `clock` says; then start them without it."""
+        library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        faked = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(clock),
+            "FAKETIME_CACHE_DURATION": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+        kept = self.stack.env
+        try:
+            for name in names:
+                self.stack.parts[name].stop()
+            self.stack.env = {**kept, **faked}
+            for name in names:
+                self.start_again(name)
+            self.stack.env = kept
+            self.wait_listening(names)
+            yield
+        finally:
+            self.stack.env = kept
+            for name in names:
+                self.stack.parts[name].stop()
+                self.start_again(name)
+            self.wait_listening(names)
+
+    def wait_listening(self, names: list[str]) -> None:
+        wait_until("the web process is back", self.stack.is_ready, 60)
+        for name in names:
+            if name.startswith("worker"):
+                part = self.stack.parts[name]
+                wait_until(f"{name} has its children", partial(self._has_children, part), 60)
+
+    @staticmethod
+    def _has_children(part: Part) -> bool:
+        return len(part.children()) >= 8
+
+    @staticmethod
+    def run(command: list[str]) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
     # -- the load --------------------------------------------------------------------------------------------------
 
-    def follow(self, count: int, prefix: str = "load", *, interval: str = f"{INTERVAL:g}s", http: bool = True) -> list[Followed]:
+    def follow(
+        self, count: int, prefix: str = "load", *, interval: str = f"{INTERVAL:g}s", http: bool = True
+    ) -> list[Followed]:
         """Register `count` GitRepos more with one commit each; every second one over http."""
         new = []
         for number in range(count):
@@ -193,7 +250,10 @@ class World:
         for one in names:
             self.stack.api("DELETE", f"gitrepos/{one.name}/")
         for one in names:
-            wait_until(f"{one.name} is gone", lambda name=one.name: not self.is_anywhere(name), SETTLE)
+            wait_until(f"{one.name} is gone", partial(self._is_gone, one.name), SETTLE)
+
+    def _is_gone(self, name: str) -> bool:
+        return not self.is_anywhere(name)
 
     def is_anywhere(self, name: str) -> bool:
         return any((folder / name).exists() for folder in self.folders.values())
@@ -225,7 +285,9 @@ class World:
 
     def is_quiet(self) -> bool:
         """No job open, no delivery to do, of anything that is not paused."""
-        jobs = "SELECT count(*) FROM repos_syncjob WHERE state IN ('pending', 'running', 'failed') AND due_at IS NOT NULL"
+        jobs = (
+            "SELECT count(*) FROM repos_syncjob WHERE state IN ('pending', 'running', 'failed') AND due_at IS NOT NULL"
+        )
         deliveries = "SELECT count(*) FROM repos_delivery WHERE due_at IS NOT NULL"
         return self.sql(jobs) == [(0,)] and self.sql(deliveries) == [(0,)]
 
@@ -236,8 +298,15 @@ class World:
         try:
             return self.stack.sql(statement, *parameters)
         except (DatabaseError, InterfaceError):
-            connections[self.stack.alias].close()
+            self.disconnect()
             return self.stack.sql(statement, *parameters)
+
+    def disconnect(self) -> None:
+        connections[self.stack.alias].close()
+
+    def forget_repairs(self) -> None:
+        """What a test has destroyed and the resync has repaired is not the program's fault."""
+        self.sql("DELETE FROM repos_counter WHERE name = 'repairs'")
 
     def doctor(self, *arguments: str) -> dict[str, Any]:
         """The findings as JSON, whatever the exit status says of them."""
