@@ -22,11 +22,13 @@ unexport PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint pins venv parts parts-dev
+.PHONY: help run test faults chaos lint pins venv parts parts-dev
 
 help:
 	@echo "make run    everything on this machine, then a demo (PORT, DATA_DIR)"
 	@echo "make test   every test, on SQLite or on DATABASE_URL=postgres://…"
+	@echo "make faults every fault of the fault suite, on both databases (RESUME=1, SHARE=1/3 SEED=7)"
+	@echo "make chaos  faults at random (SECONDS=600 SEED=1)"
 	@echo "make lint   style, types, arrows between packages, migrations, deployment checks, API schema"
 	@echo "make pins   requirements*.in compiled into requirements*.txt"
 
@@ -34,7 +36,16 @@ run: parts
 	@exec $(BIN)/python manage.py up --with-parent
 
 test: parts-dev
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m 'not faults and not chaos' $(PYTEST_ARGS)
+
+# Both databases in one run; each starts what it needs. RESUME=1 goes on where the last run was stopped, SHARE=1/3 takes a
+# third of the table by SEED.
+faults: parts-dev
+	@FAULTS_RESUME=$(RESUME) FAULTS_SHARE=$(SHARE) FAULTS_SEED=$(SEED) \
+		exec $(BIN)/python -m pytest tests/faults -m faults $(PYTEST_ARGS)
+
+chaos: parts-dev
+	@CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) exec $(BIN)/python -m pytest tests/faults -m chaos $(PYTEST_ARGS)
 
 # What a production environment sets, with keys that open nothing.
 PRODUCTION = DEBUG=off ALLOWED_HOSTS=fleetsync.example.com REDIS_URL=redis://:lint@localhost:6379/0 \

@@ -207,6 +207,7 @@ def claim_capped(
         candidates = list(ranked.values_list("pk", f"{group}_id")[:limit])
         if not candidates:
             return [], now
+        hit(f"chosen.{model._meta.model_name}")
         concerned = sorted({key for _, key in candidates})
         locked = groups._default_manager.select_for_update(no_key=True).filter(pk__in=concerned).order_by("pk")
         list(locked.values_list("pk"))

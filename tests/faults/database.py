@@ -29,6 +29,14 @@ for _point in ("tick", "claim.remote", "claim.syncjob", "claim.delivery", "poll.
 
 
 @fault(databases=POSTGRESQL)
+def claims_that_choose_at_the_same_moment(world: World, report: Report) -> None:
+    """Between choosing candidates and locking their hosts another claim may take them. SQLite's claims take turns."""
+    world.arm("chosen.remote", "sleep", seconds=0.4, times=0)
+    time.sleep(8)
+    report.notes["claims"] = len(world.hits("chosen.remote"))
+
+
+@fault(databases=POSTGRESQL)
 def database_away(world: World, report: Report) -> None:
     assert world.postgresql is not None
     world.postgresql.stop()

@@ -158,8 +158,9 @@ def target_down(world: World, report: Report) -> None:
 @fault()
 def target_slow(world: World, report: Report) -> None:
     """Beyond DELIVERY_TIMEOUT, while its lock is held."""
-    world.arm("directory.switch", "sleep", seconds=4, times=3)
-    world.wait_hit("directory.switch", more_than=2, seconds=60)
+    world.arm("directory.switch", "sleep", seconds=11, times=2)
+    world.wait_hit("directory.switch", more_than=1, seconds=60)
+    time.sleep(11)
 
 
 @fault()

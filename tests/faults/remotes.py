@@ -167,6 +167,22 @@ def j3_a_job_that_cannot_be_started_for_want_of_its_credential(world: World, rep
 
 
 @fault(woken=True)
+def d1_a_force_while_the_answer_to_an_older_question_is_written(world: World, report: Report) -> None:
+    """Polling is disabled: if the older answer used up the request, nobody would ever ask for the commit."""
+    one = world.follow(1, "d1", http=False)[0]
+    wait_until("it was delivered", lambda: world.delivered(one), 30)
+    world.stack.api("PATCH", f"gitrepos/{one.name}/", {"disable_polling": True})
+    time.sleep(INTERVAL)
+    world.arm("poll.store", "sleep", about=f"/{one.name}.git", seconds=3)
+    world.stack.api("POST", f"gitrepos/{one.name}/sync/")
+    world.wait_hit("poll.store")
+    one.push()
+    world.stack.api("POST", f"gitrepos/{one.name}/sync/")
+    wait_until("the commit is delivered", lambda: world.delivered(one), 30)
+    world.forget([one])
+
+
+@fault(woken=True)
 def j8_deleted_while_everything_of_it_is_under_way(world: World, report: Report) -> None:
     """Its polls, jobs and metrics end, and what it delivered is removed, or kept where that was asked for."""
     going, staying = world.follow(2, "j8", interval="1s", http=False)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -78,10 +79,12 @@ class LogReader:
         return sorted(found, key=lambda poll: poll.claimed_at)
 
 
-def doubled(polls: list[Poll]) -> Iterator[tuple[Poll, Poll]]:
-    """Neighbours of which the second began before the first had ended: two polls of one remote at once."""
+def doubled(polls: list[Poll], lease_seconds: float) -> Iterator[tuple[Poll, Poll]]:
+    """Neighbours of which the second began before the first had its answer or had lost its lease: two polls of one remote
+    at once.
+    """
     for first, second in itertools.pairwise(sorted(polls, key=lambda poll: poll.claimed_at)):
-        if (second.claimed_at - first.claimed_at).total_seconds() < first.seconds - 0.05:
+        if (second.claimed_at - first.claimed_at).total_seconds() < min(first.seconds, lease_seconds) - 0.05:
             yield first, second
 
 
@@ -111,10 +114,13 @@ class Watcher:
         self.wrong = [sentence for sentence in self.wrong if not sentence.startswith(f"{name} at ")]
 
     def _run(self) -> None:
-        while not self._over.wait(0.2):
+        took = 0.0
+        while not self._over.wait(max(0.2, 4 * took)):
+            began = time.monotonic()
             for cluster, folder in list(self.world.folders.items()):
                 self._look(cluster, folder)
             self.samples += 1
+            took = time.monotonic() - began
 
     def _look(self, cluster: str, folder: Path) -> None:
         for path in folder.glob(".fleetsync/*/state.json"):

@@ -41,7 +41,8 @@ ENVIRONMENT = {
     "POLL_LEASE": f"{POLL_LEASE:g}s",
     "JOB_LEASE": f"{JOB_LEASE:g}s",
     "DELIVERY_LEASE": f"{DELIVERY_LEASE:g}s",
-    "DELIVERY_TIMEOUT": "3s",
+    # Longer than a frozen worker stays frozen: its late apply must be refused by the target, not by the time.
+    "DELIVERY_TIMEOUT": "10s",
     "SESSION_BUDGET": "3s",
     "STOP_GRACE": "5s",
     "WATCHDOG": "8s",
@@ -62,23 +63,41 @@ class Followed:
     contents: dict[str, dict[str, str]] = field(default_factory=dict)
     # Commits may come back (A → B → A): the number at a target may then fall.
     reverts: bool = False
+    url: str = ""
+    interval: str = f"{INTERVAL:g}s"
+    paths: list[str] = field(default_factory=lambda: ["deploy"])
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def push(self) -> str:
         """A new commit on top of the last one; it changes two files."""
-        self.number += 1
-        changes = {"deploy/app.yaml": f"{self.number}\n", f"deploy/{self.number % 5}": f"{self.name} {self.number}\n"}
-        commit = self.repository.commit(changes)
-        self.contents[commit] = {**self.contents.get(self.head, {}), **changes}
-        self.head = commit
-        return commit
+        with self.lock:
+            self.number += 1
+            changes = {
+                "deploy/app.yaml": f"{self.number}\n",
+                f"deploy/{self.number % 5}": f"{self.name} {self.number}\n",
+            }
+            if not self.head:
+                changes["more/note"] = f"{self.name}\n"
+            commit = self.repository.commit(changes, parent=self.head or None)
+            self.contents[commit] = {**self.contents.get(self.head, {}), **changes}
+            self.head = commit
+            return commit
 
     def push_back(self) -> str:
         """Force the branch back to the commit before the newest one."""
-        self.reverts = True
-        earlier = [commit for commit in self.contents if commit != self.head]
-        self.head = earlier[-1]
-        self.repository.git("update-ref", "refs/heads/main", self.head)
-        return self.head
+        with self.lock:
+            self.reverts = True
+            earlier = [commit for commit in self.contents if commit != self.head]
+            self.head = earlier[-1]
+            self.repository.git("update-ref", "refs/heads/main", self.head)
+            return self.head
+
+    @property
+    def wanted(self) -> dict[str, str]:
+        """What a cluster has to show: the newest commit's content below the paths."""
+        with self.lock:
+            content = self.contents[self.head]
+            return {path: text for path, text in content.items() if path.split("/")[0] in self.paths}
 
 
 class World:
@@ -86,6 +105,8 @@ class World:
 
     def __init__(self, database: str, *, env: Mapping[str, str] | None = None, gitrepos: int = 10) -> None:
         self.database = database
+        # Whether a fault may hit any GitRepo, and not only the one that its entry looks at.
+        self.anyone = False
         self.closing = ExitStack()
         # A short path: a Unix socket's name has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="fs-"))
@@ -229,19 +250,29 @@ class World:
             one = Followed(name, Repository.make(self.stack.repositories / f"{name}.git"))
             one.push()
             new.append(one)
+        for number, one in enumerate(new):
+            one.url = self.server.url(one.repository) if http and number % 2 else one.repository.file_url
+            one.interval = interval
         targets = [{"clusterSelector": {"matchLabels": {"world": "yes"}}}]
-        manifests = (
-            manifest(
-                one.name,
-                self.server.url(one.repository) if http and number % 2 else one.repository.file_url,
-                pollingInterval=interval, paths=["deploy"], targets=targets,
-            )
-            for number, one in enumerate(new)
-        )  # fmt: skip
-        register_all(self.stack, manifests)
+        register_all(
+            self.stack,
+            (manifest(one.name, one.url, pollingInterval=interval, paths=one.paths, targets=targets) for one in new),
+        )
         with self.lock:
             self.followed += new
         return new
+
+    @staticmethod
+    def spec_of(one: Followed) -> dict[str, Any]:
+        """What registers the GitRepo by REST as follow() did."""
+        return {
+            "name": one.name,
+            "url": one.url,
+            "branch": "main",
+            "paths": one.paths,
+            "polling_interval": one.interval,
+            "targets": [{"cluster_selector": {"matchLabels": {"world": "yes"}}}],
+        }
 
     def forget(self, names: list[Followed]) -> None:
         """Delete GitRepos of the load, and wait until they have left nothing behind."""
@@ -260,8 +291,7 @@ class World:
 
     def delivered(self, one: Followed) -> bool:
         """Whether both clusters show the newest commit, byte for byte what it holds below the paths."""
-        wanted = one.contents[one.head]
-        return all(content_at(folder / one.name / "current") == wanted for folder in self.folders.values())
+        return all(content_at(folder / one.name / "current") == one.wanted for folder in self.folders.values())
 
     def late(self) -> list[Followed]:
         with self.lock:
