@@ -42,10 +42,10 @@ test: parts-dev
 # third of the table by SEED.
 faults: parts-dev
 	@FAULTS_RESUME=$(RESUME) FAULTS_SHARE=$(SHARE) FAULTS_SEED=$(SEED) \
-		exec $(BIN)/python -m pytest tests/faults -m faults $(PYTEST_ARGS)
+		exec $(BIN)/python -m pytest tests/faults -m faults --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
 
 chaos: parts-dev
-	@CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) exec $(BIN)/python -m pytest tests/faults -m chaos $(PYTEST_ARGS)
+	@CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) exec $(BIN)/python -m pytest tests/faults -m chaos --capture no $(PYTEST_ARGS)
 
 # What a production environment sets, with keys that open nothing.
 PRODUCTION = DEBUG=off ALLOWED_HOSTS=fleetsync.example.com REDIS_URL=redis://:lint@localhost:6379/0 \

@@ -160,6 +160,7 @@ def doorbells_of_an_older_and_a_newer_version(world: World, report: Report) -> N
         publish(world, f"workers.tasks.{task}_all", queue)
         publish(world, "repos.tasks.from_long_ago", queue, [1, 2, 3])
         client(world).lpush(queue, b"not even JSON")
+    time.sleep(3)
 
 
 @fault()

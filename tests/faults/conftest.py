@@ -10,54 +10,78 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.stack import ROOT
+from tests.faults.table import BOTH
 from tests.faults.world import World
 from tests.postgresql import programs
 
 OUT = ROOT / "var" / "faults"
 REPORTS = OUT / "reports.jsonl"
 PASSED = OUT / "passed.json"
+FAILED = OUT / "failed.txt"
 
 
-SHARE = pytest.StashKey[str]()
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for this process and for those that it starts, so that they choose alike."""
+    os.environ["FAULTS_SEED"] = os.environ.get("FAULTS_SEED") or str(random.randrange(10**6))
+    os.environ["CHAOS_SEED"] = os.environ.get("CHAOS_SEED") or str(random.randrange(10**6))
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> str:
-    return config.stash.get(SHARE, "faults: all of them")
+def pytest_report_header() -> str:
+    share = os.environ.get("FAULTS_SHARE") or "1/1"
+    return f"faults: SHARE={share} SEED={os.environ['FAULTS_SEED']}; chaos: SEED={os.environ['CHAOS_SEED']}"
 
 
+def database_of(item: pytest.Item) -> str:
+    return next((database for database in BOTH if f"[{database}" in item.name), "")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """FAULTS_SHARE=1/3 keeps a random third of the table for each database, by FAULTS_SEED; FAULTS_RESUME=1 leaves out
-    what has passed since the last run from the start.
+    what has passed since the last run from the start. Each database has a process of its own (`--dist loadgroup`).
     """
-    faults = [item for item in items if item.get_closest_marker("faults") and "callspec" in dir(item)]
+    mine = [item for item in items if database_of(item) and item.path.is_relative_to(ROOT / "tests/faults")]
+    for item in mine:
+        item.add_marker(pytest.mark.xdist_group(f"faults-{database_of(item)}"))
+    faults = [item for item in mine if item.get_closest_marker("faults")]
     dropped: set[pytest.Item] = set()
     if share := os.environ.get("FAULTS_SHARE"):
         part, whole = (int(number) for number in share.split("/"))
-        seed = int(os.environ.get("FAULTS_SEED") or random.randrange(10**6))
-        config.stash[SHARE] = f"faults: a share of {part}/{whole} with FAULTS_SEED={seed}"
-        for database in ("sqlite", "postgresql"):
-            mine = [item for item in faults if f"[{database}-" in item.name]
-            random.Random(f"{seed} {database}").shuffle(mine)
-            dropped.update(mine[len(mine) * part // whole :])
+        for database in BOTH:
+            shuffled = [item for item in faults if database_of(item) == database]
+            random.Random(f"{os.environ['FAULTS_SEED']} {database}").shuffle(shuffled)
+            dropped.update(shuffled[len(shuffled) * part // whole :])
     if os.environ.get("FAULTS_RESUME") and PASSED.exists():
         passed = set(json.loads(PASSED.read_text()))
-        dropped.update(item for item in faults if item.nodeid in passed)
+        dropped.update(item for item in faults if without_group(item.nodeid) in passed)
     if dropped:
         config.hook.pytest_deselected(items=list(dropped))
         items[:] = [item for item in items if item not in dropped]
 
 
+def without_group(nodeid: str) -> str:
+    """pytest-xdist adds the group's name behind an @."""
+    return nodeid.partition("@")[0]
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if not os.environ.get("FAULTS_RESUME"):
+    if not os.environ.get("FAULTS_RESUME") and not hasattr(session.config, "workerinput"):
         PASSED.unlink(missing_ok=True)
         REPORTS.unlink(missing_ok=True)
+        FAILED.unlink(missing_ok=True)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" and report.passed and "tests/faults/test_faults.py" in report.nodeid:
+    if report.failed and "tests/faults/" in report.nodeid and "PYTEST_XDIST_WORKER" not in os.environ:
+        # At once: a whole run takes long.
+        OUT.mkdir(parents=True, exist_ok=True)
+        with FAILED.open("a") as file:
+            file.write(f"== {report.nodeid} ({report.when})\n{report.longreprtext}\n")
+    is_mine = report.when == "call" and report.passed and "tests/faults/" in report.nodeid
+    if is_mine and "PYTEST_XDIST_WORKER" not in os.environ:
         passed = json.loads(PASSED.read_text()) if PASSED.exists() else []
         OUT.mkdir(parents=True, exist_ok=True)
-        PASSED.write_text(json.dumps([*passed, report.nodeid]))
+        PASSED.write_text(json.dumps([*passed, without_group(report.nodeid)]))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -100,6 +100,7 @@ def copy_database(world: World, to: str) -> None:
             with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(backup)) as target:
                 source.backup(target)
         else:
+            world.disconnect()
             for leftover in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
                 leftover.unlink(missing_ok=True)
             with closing(sqlite3.connect(backup)) as source, closing(sqlite3.connect(path)) as target:
