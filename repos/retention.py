@@ -282,7 +282,8 @@ def prune_bundles(limit: int) -> tuple[int, bool]:
         Bundle.objects.filter(pk__in=kept).update(last_used_at=now)
         gone = Bundle.objects.filter(pk__in=set(keys) - kept)
         # Without Django's cascades: if something refers to one after all, the database refuses.
-        return gone._raw_delete(gone.db), len(keys) == limit  # noqa: SLF001
+        pruned = gone._raw_delete(gone.db) if len(kept) < len(keys) else 0  # noqa: SLF001
+        return pruned, len(keys) == limit
 
 
 def referred_to() -> Q:
