@@ -39,7 +39,7 @@ from repos.models import (
 Reason = Revision.Reason
 
 # GitRepos that one step of the walk looks at.
-PAGE = 500
+PAGE = 200
 # However old, the newest few revisions of each GitRepo stay: what a quiet one had before is what it is rolled back to.
 KEPT_HOWEVER_OLD = 10
 # The ledger's lines that go with one batch of revisions: each has one for every cluster.
@@ -238,25 +238,26 @@ def prune_remotes(limit: int) -> int:
     """
     alone = Remote.objects.filter(gitrepos__isnull=True, lease_token__isnull=True).order_by("pk")
     keys = list(alone.values_list("pk", flat=True)[:limit])
-    return sum(_remove_alone(Remote, pk, Q(lease_token__isnull=True), "gitrepos") for pk in keys)
+    return sum(_remove_alone(Remote, pk, Q(lease_token__isnull=True)) for pk in keys)
 
 
 def prune_hosts(limit: int) -> int:
     """Hosts without remotes, in the same way."""
     alone = Host.objects.filter(remotes__isnull=True).order_by("pk")
     keys = list(alone.values_list("pk", flat=True)[:limit])
-    return sum(_remove_alone(Host, pk, Q(), "remotes") for pk in keys)
+    return sum(_remove_alone(Host, pk, Q()) for pk in keys)
 
 
-def _remove_alone(model: type[Model], pk: int, where: Q, followers: str) -> bool:
-    """Whether the row was removed, under its lock: it was still as `where` says, and nothing referred to it."""
+def _remove_alone(model: type[Model], pk: int, where: Q) -> bool:
+    """Whether the row was removed, under its lock: it is still as `where` says, and Django finds nothing that is protected
+    by it.
+    """
     try:
         with transaction.atomic():
             row = model._default_manager.select_for_update(of=("self",)).filter(where, pk=pk).first()
-            if row is None or getattr(row, followers).exists():
-                return False
-            row.delete()
-            return True
+            if row is not None:
+                row.delete()
+            return row is not None
     except ProtectedError:
         return False
 

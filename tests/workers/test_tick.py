@@ -16,6 +16,7 @@ from repos.leases import Leased, claim, database_now
 from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
 from tests.core import A, cluster, later, observed, register
 from tests.fleetsync.conftest import RedisServer
+from workers.tasks import prune
 from workers.tick import STAGES, due_count, tick
 
 pytestmark = pytest.mark.django_db
@@ -123,3 +124,15 @@ def test_a_transaction_rings_once_for_all_of_its_work(
 def test_every_leased_stage_is_known() -> None:
     known: set[type[Leased]] = {model for models, _ in STAGES.values() for model in models}
     assert known == {Remote, Adoption, Cluster, SyncJob, Delivery}
+
+
+def test_pruning_sends_a_collector_to_a_machine_that_syncs_though_jobs_are_waiting(
+    broker: RedisServer, sent: None
+) -> None:
+    doorbells.ring("sync", 99)
+    for _ in range(5):
+        prune()
+    messages = [message.decode() for message in broker.client.lrange("sync", 0, -1)]
+    collectors = [message for message in messages if '"task": "workers.tasks.collect"' in message]
+    assert (len(messages), len(collectors)) == (doorbells.ENOUGH_WAITING + 2, 2), "and it does not pile up"
+    assert doorbells.ring("sync") == 0
