@@ -1,5 +1,6 @@
 """The tick rings for what is due and unleased, and for nothing else."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,7 +133,8 @@ def test_pruning_sends_a_collector_to_a_machine_that_syncs_though_jobs_are_waiti
     doorbells.ring("sync", 99)
     for _ in range(5):
         prune()
-    messages = [message.decode() for message in broker.client.lrange("sync", 0, -1)]
-    collectors = [message for message in messages if '"task": "workers.tasks.collect"' in message]
+    messages = [json.loads(message) for message in broker.client.lrange("sync", 0, -1)]
+    collectors = [message for message in messages if message["headers"]["task"] == doorbells.COLLECTOR]
+    assert doorbells.COLLECTOR in current_app.tasks
     assert (len(messages), len(collectors)) == (doorbells.ENOUGH_WAITING + 2, 2), "and it does not pile up"
     assert doorbells.ring("sync") == 0
