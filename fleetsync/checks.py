@@ -60,6 +60,11 @@ _DURATIONS = (
     "SESSION_BUDGET",
     "STOP_GRACE",
     "WATCHDOG",
+    "RETENTION_AGE",
+    "RETENTION_EVENT_AGE",
+    "RETENTION_HISTORY_AGE",
+    "BUNDLE_GRACE",
+    "MIRROR_UNUSED",
 )
 
 
@@ -129,6 +134,31 @@ def check_numbers(**_: Any) -> list[CheckMessage]:
     if settings.GIT_FILE_ROOT and (not root.is_absolute() or root == Path("/")):
         hint = "Set GIT_FILE_ROOT to the one folder whose repositories file:// may name, or leave it empty."
         found.append(_error(14, "GIT_FILE_ROOT is not an absolute folder below /.", hint))
+    return found
+
+
+@register("fleetsync")
+def check_retention(**_: Any) -> list[CheckMessage]:
+    """E040 to E042: what is in use outlives its work, and what is kept is not nothing."""
+    found: list[CheckMessage] = [
+        _error(40, f"{name} is below 1: nothing would be kept.", f"Set {name} to 1 or more.")
+        for name in ("RETENTION_REVISIONS", "RETENTION_EVENTS")
+        if getattr(settings, name) < 1
+    ]
+    longest = max(limits.hard_limit("sync"), limits.hard_limit("deliver"))
+    if longest >= settings.BUNDLE_GRACE:
+        sentence = (
+            f"BUNDLE_GRACE ({settings.BUNDLE_GRACE:g}s) does not outlast the longest job ({longest} s): "
+            "a bundle could be removed while it is made or delivered."
+        )
+        hint = f"Set BUNDLE_GRACE above {longest}s (6h is the default), or lower GIT_FETCH_TIMEOUT."
+        found.append(_error(41, sentence, hint))
+    if settings.MIRROR_MAX_BYTES < 0 or 0 < settings.MIRROR_MAX_BYTES < settings.GIT_FETCH_MAX_BYTES:
+        sentence = "MIRROR_MAX_BYTES is below GIT_FETCH_MAX_BYTES: one fetch alone could be over the limit."
+        hint = (
+            "Set MIRROR_MAX_BYTES to GIT_FETCH_MAX_BYTES or more, or to 0 for no limit; or lower GIT_FETCH_MAX_BYTES."
+        )
+        found.append(_error(42, sentence, hint))
     return found
 
 

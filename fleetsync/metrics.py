@@ -28,6 +28,7 @@ COUNTERS = {
     "repairs": ("kind", "What the resync had to repair; should stay 0."),
     "fenced_writes": ("stage", "Results that were dropped because somebody else had the lease."),
     "healed_schedules": ("model", "Due instants beyond their horizon that were set to now."),
+    "pruned": ("kind", "What retention removed because nothing needs it any more, by kind."),
 }
 
 

@@ -27,6 +27,7 @@ PROBES = {
     "sync": "workers.tasks.probe_machine",
     "deliver": "workers.tasks.probe_targets",
 }
+COLLECTOR = "workers.tasks.collect"
 # More waiting doorbells than this would find nothing left to do: one session works until nothing is due.
 ENOUGH_WAITING = 8
 
@@ -39,6 +40,11 @@ def ring(queue: str, times: int = 1) -> int:
 def ring_probe(queue: str) -> int:
     """Ask the workers of `queue` to look for the doctor's questions; a queue that is just full has room for that."""
     return _send(queue, PROBES[queue], 1, 2 * ENOUGH_WAITING)
+
+
+def ring_collector() -> int:
+    """Ask one of the machines that sync to collect its disk: the next one in turn, though jobs are waiting."""
+    return _send("sync", COLLECTOR, 1, ENOUGH_WAITING + 2)
 
 
 def _send(queue: str, task: str, times: int, enough: int) -> int:

@@ -14,8 +14,8 @@ from workers.git_environment import abandoned_run_folders, default_run_folder
 from workers.git_errors import MirrorBusy
 
 MOST = 100
-# Prune comes by once a minute; twice that long, and some room.
-SWEPT_SECONDS = 130.0
+# A collector comes by once a minute where one machine syncs, and in turn where there are more; with room for a dozen.
+SWEPT_SECONDS = 900.0
 # Between the two looks at a process: one that was just killed is gone at the second.
 SECOND_LOOK_SECONDS = 1.0
 PROC = Path("/proc")

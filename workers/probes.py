@@ -24,7 +24,6 @@ from workers.deliver.drivers.base import DriverError
 from workers.deliver.session import target_of
 from workers.poll.claim import follows_of
 from workers.poll.engine import Engine, PollRequest
-from workers.prune import ABANDONED_SECONDS
 
 log = structlog.get_logger(__name__)
 Kind = Probe.Kind
@@ -212,7 +211,7 @@ def look_around(*, stopping: Callable[[], bool]) -> int:
                 break
             with renewer.keeping(probes[0], deadline_seconds=settings.GIT_FETCH_TIMEOUT):
                 try:
-                    found = debris(bound_seconds(settings.JOB_LEASE), ABANDONED_SECONDS)
+                    found = debris(bound_seconds(settings.JOB_LEASE), settings.BUNDLE_GRACE)
                     answered(probes[0], {"debris": found})
                 except OSError as error:
                     unanswered(probes[0], f"this machine's disk could not be looked at: {error.strerror}")

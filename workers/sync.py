@@ -25,6 +25,7 @@ from repos.leases import Renewer, claim, database_now, finish, held, leased
 from repos.models import Bundle, Counter, GitRepo, Mirror, Remote, Revision, SyncJob
 from repos.quarantine import is_quarantined, sentence
 from repos.quarantine import wait_seconds as quarantine_seconds
+from repos.retention import touch_bundle
 from repos.schedule import next_wait_seconds
 from workers.access import access_of
 from workers.addresses import resolved
@@ -56,7 +57,8 @@ def store() -> BundleStore:
 
 @contextmanager
 def open_bundle(sha256: str) -> Iterator[BundleContent]:
-    """A stored bundle, checked; BundleUnavailable if it has to be made again."""
+    """A stored bundle, checked and marked as in use; BundleUnavailable if it has to be made again."""
+    touch_bundle(sha256)
     try:
         with store().open_bundle(sha256) as found:
             yield found

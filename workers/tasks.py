@@ -10,7 +10,9 @@ from django.conf import settings
 
 from fleetsync.limits import hard_limit
 from fleetsync.stopping import stopping
+from repos.doorbells import ring_collector
 from workers import adopt as adoption
+from workers import collect as collecting
 from workers import probes
 from workers import prune as pruning
 from workers import resync as resyncing
@@ -49,7 +51,8 @@ def resync(*_: object, **__: object) -> None:
 
 @shared_task(time_limit=hard_limit("control"), ignore_result=True)
 def prune(*_: object, **__: object) -> None:
-    pruning.prune()
+    pruning.prune_when_due()
+    ring_collector()
 
 
 @shared_task(time_limit=hard_limit("poll"), ignore_result=True)
@@ -67,11 +70,17 @@ def poll(*_: object, **__: object) -> None:
         _engine.cache_clear()
         engine.close()
         raise
+    collecting.sweep_run_folder_sometimes()
 
 
 @shared_task(time_limit=hard_limit("sync"), ignore_result=True)
 def sync(*_: object, **__: object) -> None:
     syncing.run_session(budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
+
+
+@shared_task(time_limit=hard_limit("sync"), ignore_result=True)
+def collect(*_: object, **__: object) -> None:
+    collecting.collect_sometimes()
 
 
 @shared_task(time_limit=hard_limit("deliver"), ignore_result=True)

@@ -8,7 +8,7 @@ class Bundle(models.Model):
     size_bytes = models.BigIntegerField()
     files = models.PositiveIntegerField()
     created_at = models.DateTimeField(auto_now_add=True)
-    # Collection goes by this, with a grace longer than any job.
+    # When it was last made, opened, or found to be needed. Collection goes by this, with a grace longer than any job.
     last_used_at = models.DateTimeField(db_index=True)
 
     def __str__(self) -> str:

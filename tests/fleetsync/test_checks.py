@@ -36,7 +36,7 @@ def found(check: Check) -> list[str]:
 
 @pytest.mark.parametrize(
     "check",
-    [checks.check_times, checks.check_numbers, checks.check_broker, checks.check_secrets],
+    [checks.check_times, checks.check_numbers, checks.check_retention, checks.check_broker, checks.check_secrets],
     ids=lambda c: c.__name__,
 )
 @pytest.mark.parametrize("changes", [{}, PRODUCTION], ids=["bare machine", "production"])
@@ -70,6 +70,15 @@ def test_the_defaults_are_right(settings: Settings, check: Check, changes: dict[
         (checks.check_numbers, {"GIT_ALLOWED_NETWORKS": ["intranet", "10.0.0.0/8"]}, ["E013"]),
         (checks.check_numbers, {"GIT_FILE_ROOT": "var"}, ["E014"]),
         (checks.check_numbers, {"GIT_FILE_ROOT": "/"}, ["E014"]),
+        (checks.check_times, {"RETENTION_AGE": 0.0, "MIRROR_UNUSED": -1.0}, ["E001", "E001"]),
+        (checks.check_retention, {"RETENTION_REVISIONS": 0, "RETENTION_EVENTS": -1}, ["E040", "E040"]),
+        (checks.check_retention, {"RETENTION_REVISIONS": 1, "RETENTION_EVENTS": 1}, []),
+        (checks.check_retention, {"BUNDLE_GRACE": 740.0}, ["E041"]),
+        (checks.check_retention, {"BUNDLE_GRACE": 741.0}, []),
+        (checks.check_retention, {"DELIVERY_TIMEOUT": 6 * 3600.0}, ["E041"]),
+        (checks.check_retention, {"MIRROR_MAX_BYTES": -1}, ["E042"]),
+        (checks.check_retention, {"MIRROR_MAX_BYTES": 2 * 1024**3 - 1}, ["E042"]),
+        (checks.check_retention, {"MIRROR_MAX_BYTES": 2 * 1024**3}, []),
         (checks.check_broker, {"REDIS_URL": "amqp://guest@localhost//"}, ["E020"]),
         (checks.check_broker, {"REDIS_URL": "redis+socket:///" + "x" * 106}, []),
         (checks.check_broker, {"REDIS_URL": "redis+socket:///" + "x" * 107}, ["E021"]),

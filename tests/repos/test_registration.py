@@ -547,7 +547,7 @@ def test_one_of_two_registrations_of_a_name_is_refused_with_a_sentence() -> None
 
 @pytest.mark.django_db(transaction=True)
 def test_a_registration_does_not_meet_a_remote_that_is_being_pruned() -> None:
-    from workers.prune import prune_remotes
+    from repos.retention import prune_remotes
 
     def registers() -> None:
         for number in range(10):

@@ -1,5 +1,6 @@
 """The tick rings for what is due and unleased, and for nothing else."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from repos.leases import Leased, claim, database_now
 from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
 from tests.core import A, cluster, later, observed, register
 from tests.fleetsync.conftest import RedisServer
+from workers.tasks import prune
 from workers.tick import STAGES, due_count, tick
 
 pytestmark = pytest.mark.django_db
@@ -123,3 +125,16 @@ def test_a_transaction_rings_once_for_all_of_its_work(
 def test_every_leased_stage_is_known() -> None:
     known: set[type[Leased]] = {model for models, _ in STAGES.values() for model in models}
     assert known == {Remote, Adoption, Cluster, SyncJob, Delivery}
+
+
+def test_pruning_sends_a_collector_to_a_machine_that_syncs_though_jobs_are_waiting(
+    broker: RedisServer, sent: None
+) -> None:
+    doorbells.ring("sync", 99)
+    for _ in range(5):
+        prune()
+    messages = [json.loads(message) for message in broker.client.lrange("sync", 0, -1)]
+    collectors = [message for message in messages if message["headers"]["task"] == doorbells.COLLECTOR]
+    assert doorbells.COLLECTOR in current_app.tasks
+    assert (len(messages), len(collectors)) == (doorbells.ENOUGH_WAITING + 2, 2), "and it does not pile up"
+    assert doorbells.ring("sync") == 0

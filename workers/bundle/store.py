@@ -9,6 +9,7 @@ import re
 import tarfile
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,7 @@ class BundleStore:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or Path(settings.BUNDLE_DIR)
         self._drafts = self.folder / "drafts"
+        self._leaving = self.folder / "leaving"
 
     @contextmanager
     def draft(self) -> Iterator[Draft]:
@@ -123,12 +125,51 @@ class BundleStore:
                 return False
             return True
 
-    def names(self) -> Iterator[tuple[str, float]]:
-        """The hash of every stored bundle, and when it was stored (seconds of the epoch), for collection."""
-        for path in self.folder.glob("??/*.tar"):
+    def shelves(self) -> list[str]:
+        """The first two digits that stored bundles have."""
+        return sorted(path.name for path in self.folder.glob("[0-9a-f][0-9a-f]"))
+
+    def names(self, shelf: str = "??") -> Iterator[tuple[str, float]]:
+        """The hash of every stored bundle, or of those on one shelf, and when it was stored (seconds of the epoch)."""
+        for path in self.folder.glob(f"{shelf}/*.tar"):
             with suppress(FileNotFoundError):
                 if SHA256.fullmatch(path.stem):
                     yield path.stem, path.stat().st_mtime
+
+    def delete_if_older(self, sha256: str, seconds: float) -> bool:
+        """Remove a bundle that was stored longer than `seconds` ago; False if there is none, or a younger one.
+
+        A job may be storing the same content at this moment, and nothing removes a file on condition. So the file is
+        moved aside, which takes whichever is there, and looked at where nobody replaces it: a young one goes back, an old
+        one goes. A collector that dies in between leaves it aside, and `sweep_leaving` does the rest.
+        """
+        # A name that nobody else uses: another collector may be at the same store.
+        aside = self._leaving / f"{sha256}.{uuid.uuid4().hex}"
+        with disk_errors():
+            self._leaving.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path_of(sha256).rename(aside)
+            except FileNotFoundError:
+                return False
+            return self._settle(aside, seconds)
+
+    def sweep_leaving(self, older_than_seconds: float) -> int:
+        """Settle what dead collectors have moved aside; how many old ones went."""
+        with disk_errors():
+            found = [path for path in self._leaving.glob("*.*") if SHA256.fullmatch(path.stem)]
+            return sum(self._settle(path, older_than_seconds) for path in found)
+
+    def _settle(self, aside: Path, seconds: float) -> bool:
+        # Another collector may sweep meanwhile, and decides the same: what is aside does not change.
+        with suppress(FileNotFoundError):
+            if aside.stat().st_mtime < time.time() - seconds:
+                aside.unlink()
+                return True
+            if self.exists(aside.stem):
+                aside.unlink()  # stored once more since, with the same bytes
+            else:
+                aside.replace(self.path_of(aside.stem))
+        return False
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove drafts that nobody has written to for so long: their writers are dead. Answers how many."""

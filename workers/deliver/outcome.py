@@ -15,7 +15,7 @@ from repos.doorbells import ring_on_commit
 from repos.events import cut, record_event
 from repos.leases import database_now, finish, held
 from repos.metrics import observe_push_to_applied
-from repos.models import Counter, Delivery, DeliveryRecord, GitRepo, SyncJob
+from repos.models import Counter, Delivery, DeliveryRecord, GitRepo, Revision, SyncJob
 from repos.quarantine import sentence, wait_seconds
 from repos.schedule import next_wait_seconds
 
@@ -43,7 +43,7 @@ def applied(delivery: Delivery) -> bool:
             ),
             applied_epoch=delivery.epoch,
             applied_sequence=delivery.sequence,
-            applied_revision=delivery.wanted_revision,
+            applied_revision=_still_known(delivery.wanted_revision),
             applied_bundle=delivery.wanted_bundle,
             applied_at=now,
         )
@@ -183,6 +183,11 @@ def make_again(gitrepo: GitRepo, now: datetime) -> None:
         state=SyncJob.State.PENDING, finished_at=None, failures=0, last_error="", **due
     )
     ring_on_commit("sync")
+
+
+def _still_known(revision: Revision | None) -> Revision | None:
+    """None if retention has removed it: it was superseded while it was being applied. The GitRepo's row is locked."""
+    return Revision.objects.filter(pk=revision.pk).first() if revision is not None else None
 
 
 def _locked_gitrepo(delivery: Delivery) -> GitRepo | None:

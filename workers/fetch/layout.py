@@ -91,6 +91,12 @@ def _leftovers(folder: Path) -> Iterator[Path]:
         yield from (folder / "objects").glob(f"??/{pattern}")
 
 
+def loose_refs(folder: Path, prefix: str) -> set[str]:
+    """The names below `prefix` that have a file of their own, as all have that were written since the last packing."""
+    top = folder / prefix
+    return {str(path.relative_to(top)) for path in top.rglob("*") if path.suffix != ".lock" and path.is_file()}
+
+
 def size_bytes(folder: Path) -> int:
     """The bytes of all files below `folder`; files that go away meanwhile count nothing."""
     total = 0

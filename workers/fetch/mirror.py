@@ -3,7 +3,7 @@
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,12 +160,19 @@ class Mirror:
         with disk_errors(), locked(self.lock_file, shared=False):
             return layout.leftovers(self.folder)
 
-    def remove(self) -> None:
-        """Remove the mirror and its lock file; nothing if there is none."""
+    def remove(self, *, still: Callable[[], bool] = lambda: True) -> bool:
+        """Remove the mirror and its lock file, nothing if there is none. `still` is asked under the lock: False keeps it."""
         with disk_errors(), locked(self.lock_file, shared=False):
+            if not still():
+                return False
             layout.tidy(self.folder)
             layout.discard(self.folder)
             self.lock_file.unlink(missing_ok=True)
+            return True
+
+    def loose_keep_refs(self) -> set[str]:
+        """The keep_refs by their files alone, without git and without the lock: a first look over many mirrors."""
+        return layout.loose_refs(self.folder, "refs/fleetsync")
 
     def _fetch_or_remake(self, call: GitCall, commit: str, keep_ref: str) -> tuple[bool, int]:
         fresh = self._prepare(commit)

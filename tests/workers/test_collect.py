@@ -1,0 +1,485 @@
+"""Collecting a machine's disk: real mirrors, real bundles, and jobs that are at work meanwhile."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings as django_settings
+from pytest_django import Settings
+
+from repos import registration, retention
+from repos.leases import claim, database_now
+from repos.models import Bundle, Counter, GitRepo, Mirror, Remote, Revision, SyncJob
+from repos.retention import touch_bundle
+from tests.core import MAIN, adopt_all, answered, cluster, delivery_of, expire, fresh, later, register
+from tests.git_servers import Repository
+from workers import collect as collecting
+from workers import sync
+from workers.bundle.store import BundleStore
+from workers.collect import collect, collect_sometimes, superfluous, sweep, too_many
+from workers.deliver.session import claim_deliveries, deliver
+from workers.fetch.mirror import Mirror as MirrorFolder
+from workers.prune import prune
+
+pytestmark = pytest.mark.django_db
+HOUR, DAY = 3600.0, 86400.0
+
+
+@pytest.fixture(autouse=True)
+def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
+    settings.GIT_FILE_ROOT = str(tmp_path / "served")
+    settings.DATA_DIR = tmp_path / "data"
+    settings.MIRROR_DIR = tmp_path / "mirrors"
+    settings.BUNDLE_DIR = tmp_path / "bundles"
+    settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
+    settings.GIT_FETCH_TIMEOUT = 20.0
+    sync.store.cache_clear()
+    yield
+    sync.store.cache_clear()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Repository:
+    return source_of(tmp_path, "shop")
+
+
+def source_of(tmp_path: Path, name: str) -> Repository:
+    source = Repository.make(tmp_path / "served" / f"{name}.git")
+    source.commit({"deploy/app.yaml": name, "README.md": "one"})
+    return source
+
+
+def synced(source: Repository, name: str = "shop", **spec: object) -> GitRepo:
+    gitrepo = register(name, url=source.file_url, paths=["deploy"], **spec)
+    resynced(gitrepo, source)
+    return fresh(gitrepo)  # type: ignore[no-any-return]
+
+
+def resynced(gitrepo: GitRepo, source: Repository) -> None:
+    heads = {MAIN: source.head(), "refs/heads/big": source.head("big")}
+    answered(fresh(gitrepo).remote, {ref: commit for ref, commit in heads.items() if commit})
+    adopt_all()
+    SyncJob.objects.filter(due_at__isnull=False).update(**SyncJob.due_in(later(-1), 0))
+    assert sync.run_session(budget_seconds=20, stopping=lambda: False) >= 1
+    assert not SyncJob.objects.exclude(last_error="").exists()
+
+
+def folder_of(gitrepo: GitRepo) -> MirrorFolder:
+    return MirrorFolder(django_settings.MIRROR_DIR / fresh(gitrepo).remote.identity)
+
+
+def used(gitrepo: GitRepo, seconds_ago: float, **columns: object) -> None:
+    Mirror.objects.filter(remote=gitrepo.remote_id).update(last_used_at=later(-seconds_ago), **columns)
+
+
+def newest(gitrepo: GitRepo) -> Revision:
+    return Revision.objects.filter(gitrepo=gitrepo).order_by("-number")[0]
+
+
+# -- mirrors -------------------------------------------------------------------------------------------------------
+
+
+def test_the_mirror_of_a_remote_that_is_gone(source: Repository, tmp_path: Path) -> None:
+    gone, kept = synced(source), synced(source_of(tmp_path, "pay"), "pay")
+    folder = folder_of(gone)
+    registration.delete(gone.pk)
+    assert collect()["mirrors"] == 0, "its remote is still there"
+    assert prune()["remotes"] == 1
+
+    assert collect()["mirrors"] == 1
+
+    assert not folder.folder.exists() and not folder.lock_file.exists()
+    assert folder_of(kept).folder.exists()
+    assert Counter.objects.get(name="pruned", label="kind=mirrors").value == 1
+
+
+def test_what_a_killed_process_left_of_a_mirror_goes_too(source: Repository) -> None:
+    synced(source)
+    left = django_settings.MIRROR_DIR / ("d" * 64 + ".old-17")
+    (left / "objects").mkdir(parents=True)
+    stranger = django_settings.MIRROR_DIR / "notes.txt"
+    stranger.write_text("not ours")
+    assert collect()["mirrors"] == 1
+    assert not left.exists() and stranger.exists()
+
+
+def test_a_mirror_of_a_remote_that_has_come_back_stays(source: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    gitrepo = synced(source)
+    identity = gitrepo.remote.identity
+    # As it looked a moment ago, before the remote was registered again.
+    assert collecting._remove_stranger(identity) is False
+    assert folder_of(gitrepo).folder.exists()
+
+
+def test_a_mirror_that_nothing_has_used_for_long(source: Repository, tmp_path: Path) -> None:
+    idle, busy = synced(source), synced(source_of(tmp_path, "pay"), "pay")
+    used(idle, 8 * DAY)
+    used(busy, 6 * DAY)
+
+    assert collect()["mirrors"] == 1
+
+    assert [row.remote_id for row in Mirror.objects.all()] == [busy.remote_id]
+    assert not folder_of(idle).folder.exists() and folder_of(busy).folder.exists()
+    source.commit({"deploy/app.yaml": "two"})
+    resynced(idle, source)
+    assert newest(idle).outcome == Revision.Outcome.NO_TARGET, "it is fetched anew"
+
+
+def test_other_machines_mirrors_are_theirs(source: Repository, settings: Settings) -> None:
+    gitrepo = synced(source)
+    used(gitrepo, 8 * DAY, worker_host="another")
+    assert collect()["mirrors"] == 0
+    # What lies here without a row has one now, and its time begins.
+    assert Mirror.objects.filter(worker_host=settings.WORKER_HOST).count() == 1
+    assert Mirror.objects.filter(worker_host="another").count() == 1
+
+
+@pytest.mark.parametrize("who", ["a job", "a reader", "a git child of a frozen job"])
+def test_a_mirror_in_use_has_its_turn_another_time(source: Repository, who: str) -> None:
+    gitrepo = synced(source)
+    folder = folder_of(gitrepo)
+    used(gitrepo, 8 * DAY)
+    with contextlib.ExitStack() as stack:
+        if who == "a job":
+            assert claim(Mirror, limit=1, seconds=30)
+        elif who == "a reader":
+            stack.enter_context(folder.reader(deadline_seconds=20))
+        else:
+            from workers.fetch.locks import locked
+
+            stack.enter_context(locked(folder.lock_file, shared=False))
+        assert collect()["mirrors"] == 0
+        assert folder.folder.exists() and Mirror.objects.exists()
+    for row in Mirror.objects.all():
+        expire(row)
+    used(gitrepo, 8 * DAY)
+    assert collect()["mirrors"] == 1
+
+
+def test_no_job_gets_a_mirror_that_is_being_collected(source: Repository) -> None:
+    gitrepo = synced(source)
+    source.commit({"deploy/app.yaml": "two"})
+    answered(fresh(gitrepo).remote, {MAIN: source.head()})
+    adopt_all()
+    with collecting.leased_mirror(Mirror.objects.get().pk) as found:
+        assert found is not None
+        assert not claim(SyncJob, limit=1, seconds=30, where=sync.claimable_jobs(database_now()))
+    assert Mirror.objects.get().lease_token is None
+    assert claim(SyncJob, limit=1, seconds=30, where=sync.claimable_jobs(database_now()))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "gone"),
+    [
+        ([], 0, []),
+        ([(1, 10), (2, 10), (3, 10)], 30, []),
+        ([(1, 10), (2, 10), (3, 10)], 29, [1]),
+        ([(1, 10), (2, 10), (3, 10)], 10, [1, 2]),
+        ([(1, 0), (2, 10), (3, 10)], 10, [2]),
+        ([(1, 50)], 10, [1]),
+    ],
+)
+def test_which_mirrors_are_too_many(sizes: list[tuple[int, int]], most: int, gone: list[int]) -> None:
+    assert list(too_many(sizes, sum(size for _, size in sizes), most)) == gone
+
+
+def test_the_least_recently_used_go_when_the_disk_is_full(
+    source: Repository, tmp_path: Path, settings: Settings
+) -> None:
+    rows = [synced(source), synced(source_of(tmp_path, "pay"), "pay"), synced(source_of(tmp_path, "web"), "web")]
+    for gitrepo, hours in zip(rows, (1, 3, 2), strict=True):
+        used(gitrepo, hours * HOUR, size_bytes=100)
+    settings.MIRROR_MAX_BYTES = 200
+    assert collect()["mirrors"] == 1
+    assert set(Mirror.objects.values_list("remote", flat=True)) == {rows[0].remote_id, rows[2].remote_id}
+    settings.MIRROR_MAX_BYTES = 0
+    assert collect()["mirrors"] == 0
+
+
+def test_a_collection_is_bounded(source: Repository, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        used(synced(source_of(tmp_path, name), name), 8 * DAY)
+    assert [collect(limit=1)["mirrors"] for _ in range(4)] == [1, 1, 1, 0]
+
+
+def test_a_budget_that_is_over_leaves_the_rest(source: Repository) -> None:
+    used(synced(source), 8 * DAY)
+    assert collect(budget_seconds=-1)["mirrors"] == 0
+
+
+# -- keep refs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("refs", "needed", "gone"),
+    [
+        (["1", "2"], {"1", "2"}, []),
+        (["1", "2", "12"], {"1"}, ["12", "2"]),
+        (["3/7", "1/7"], {"1"}, ["3/7"]),
+        (["probe", "1"], {"1"}, []),
+        ([], set(), []),
+    ],
+)
+def test_which_refs_are_superfluous(refs: list[str], needed: set[str], gone: list[str]) -> None:
+    assert superfluous(refs, needed) == gone
+
+
+@pytest.mark.parametrize("how", ["deleted", "deleted, removals to come", "moved"])
+def test_a_gitrepo_that_left_holds_no_commit(source: Repository, tmp_path: Path, how: str) -> None:
+    first = synced(source)
+    held = source.head()
+    source.commit({"deploy/app.yaml": "two", "deploy/big.bin": os.urandom(200_000)}, branch="big")
+    cluster()
+    targets = [{"cluster": "prod-eu"}] if how == "deleted, removals to come" else []
+    second = synced(source, "second", branch="big", targets=targets)
+    folder = folder_of(first)
+    assert set(folder.refs()) == {str(first.pk), str(second.pk)}
+    before = Mirror.objects.get(remote=first.remote_id).size_bytes
+    if how.startswith("deleted"):
+        registration.delete(second.pk)
+        assert GitRepo.objects.filter(pk=second.pk).exists() is bool(targets)
+    else:
+        registration.edit(second.pk, {"url": source_of(tmp_path, "elsewhere").file_url})
+
+    assert collect()["keep-refs"] == 1
+
+    assert folder.refs() == {str(first.pk): held}
+    row = Mirror.objects.get(remote=first.remote_id)
+    assert row.lease_token is None and row.size_bytes < before - 150_000, "and its objects went"
+    assert collect()["keep-refs"] == 0
+    source.commit({"deploy/app.yaml": "three"})
+    resynced(first, source)
+    assert newest(first).commit == source.head()
+
+
+def test_a_mirror_that_nothing_can_be_asked_of_is_removed(source: Repository) -> None:
+    gitrepo, second = synced(source), synced(source, "second")
+    registration.delete(second.pk)
+    folder = folder_of(gitrepo)
+    (folder.folder / "HEAD").write_text("nonsense")
+    collect()
+    assert not folder.folder.exists() and not Mirror.objects.exists()
+    source.commit({"deploy/app.yaml": "two"})
+    resynced(gitrepo, source)
+
+
+# -- bundles -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(settings: Settings) -> BundleStore:
+    return BundleStore(settings.BUNDLE_DIR)
+
+
+def stored(store: BundleStore, content: bytes = b"x", *, hours_ago: float = 0) -> str:
+    with store.draft() as draft:
+        draft.write(content)
+    aged(store, draft.sha256, hours_ago)
+    return draft.sha256
+
+
+def aged(store: BundleStore, name: str, hours: float) -> None:
+    at = time.time() - hours * HOUR
+    os.utime(store.path_of(name), (at, at))
+
+
+def a_row(sha256: str, hours_ago: float = 0) -> Bundle:
+    return Bundle.objects.create(sha256=sha256, size_bytes=1, files=1, last_used_at=later(-hours_ago * HOUR))
+
+
+@pytest.mark.parametrize(
+    ("file_hours", "has_row", "left"), [(7, False, False), (5.9, False, True), (7, True, True), (99, True, True)]
+)
+def test_a_file_goes_without_a_row_after_its_grace(
+    store: BundleStore, file_hours: float, has_row: bool, left: bool
+) -> None:
+    name = stored(store, hours_ago=file_hours)
+    if has_row:
+        a_row(name)
+    assert collect()["bundle-files"] == int(not left)
+    assert store.exists(name) is left
+
+
+def test_the_row_goes_first_then_the_file(store: BundleStore) -> None:
+    name = stored(store, hours_ago=7)
+    a_row(name, hours_ago=7)
+    assert collect()["bundle-files"] == 0
+    assert prune()["bundles"] == 1
+    assert store.exists(name), "a process that dies here leaves a file without a row"
+    assert collect()["bundle-files"] == 1
+    assert not store.exists(name)
+
+
+def test_files_go_a_batch_at_a_time(store: BundleStore) -> None:
+    for number in range(5):
+        stored(store, b"%d" % number, hours_ago=7)
+    assert [collect(limit=2)["bundle-files"] for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_bundle_that_is_made_again_while_its_file_is_about_to_go(store: BundleStore) -> None:
+    """The collector has found the file old and without a row; before it removes it, a job stores it again."""
+    name = stored(store, hours_ago=7)
+    stored(store)
+
+    assert store.delete_if_older(name, 6 * HOUR) is False
+
+    with store.open_bundle(name):
+        pass
+
+
+def test_a_collector_that_died_with_a_file_in_its_hand(store: BundleStore) -> None:
+    young, old, twice = stored(store, b"young"), stored(store, b"old", hours_ago=7), stored(store, b"twice")
+    for name in (young, old, twice):
+        (store.folder / "leaving").mkdir(exist_ok=True)
+        store.path_of(name).rename(store.folder / "leaving" / f"{name}.dead")
+    stored(store, b"twice")
+
+    assert collect()["bundle-files"] == 1
+
+    assert [store.exists(name) for name in (young, old, twice)] == [True, False, True]
+    assert list((store.folder / "leaving").iterdir()) == []
+
+
+@pytest.mark.timeout(60)
+def test_many_jobs_and_collectors_at_one_bundle(store: BundleStore) -> None:
+    """Whatever comes between: what was stored last and young is there in the end, and nothing is left aside."""
+    name = stored(store)
+    over = threading.Event()
+    errors: list[BaseException] = []
+
+    def collects() -> None:
+        try:
+            while not over.is_set():
+                store.delete_if_older(name, 6 * HOUR)
+                store.sweep_leaving(6 * HOUR)
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=collects) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(150):
+            with contextlib.suppress(FileNotFoundError):
+                aged(store, name, 7)
+            stored_name = stored_quietly(store)
+            assert stored_name == name
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(20)
+    assert not errors
+    store.sweep_leaving(6 * HOUR)
+    assert store.exists(name)
+    assert list((store.folder / "leaving").iterdir()) == []
+
+
+def stored_quietly(store: BundleStore) -> str:
+    with store.draft() as draft:
+        draft.write(b"x")
+    return draft.sha256
+
+
+def test_drafts_of_dead_writers_go(store: BundleStore) -> None:
+    stored(store)
+    draft = store.folder / "drafts" / "draft-dead"
+    draft.write_bytes(b"half")
+    assert sweep()["drafts"] == 0
+    os.utime(draft, (time.time() - 7 * HOUR,) * 2)
+    assert sweep()["drafts"] == 1
+
+
+def test_opening_a_bundle_marks_it_as_in_use(source: Repository) -> None:
+    synced(source)
+    Bundle.objects.update(last_used_at=later(-5 * HOUR))
+    row = Bundle.objects.get()
+    with sync.open_bundle(row.sha256):
+        assert fresh(row).last_used_at > later(-60)
+
+
+# -- together ------------------------------------------------------------------------------------------------------
+
+
+def test_after_everything_was_pruned_and_collected_deliveries_are_still_made(
+    source: Repository, tmp_path: Path, settings: Settings
+) -> None:
+    settings.RETENTION_REVISIONS = 1
+    place = cluster()
+    type(place).objects.update(settings={"path": str(tmp_path / "clusters" / "prod-eu")})
+    gitrepo = synced(source, targets=[{"cluster": "prod-eu"}])
+    for number in range(3):
+        source.commit({"deploy/app.yaml": f"{number}"})
+        resynced(gitrepo, source)
+    Bundle.objects.update(last_used_at=later(-9 * HOUR))
+    store = sync.store()
+    for name, _ in list(store.names()):
+        aged(store, name, 9)
+
+    pruned, collected = prune(), collect()
+
+    assert (pruned["revisions"], pruned["bundles"], collected["bundle-files"]) == (3, 3, 3)
+    [claimed] = claim_deliveries(1)
+    deliver(claimed, sync.open_bundle)
+    row = delivery_of(gitrepo)
+    assert (row.state, row.last_error, row.applied_revision) == ("applied", "", newest(gitrepo))
+    assert (tmp_path / "clusters/prod-eu/shop/current/deploy/app.yaml").read_text() == "2"
+
+
+def test_once_in_a_while_is_enough(source: Repository, settings: Settings) -> None:
+    """For mirrors and bundles; what killed processes left goes each time."""
+    used(synced(source), 8 * DAY)
+    draft = settings.BUNDLE_DIR / "drafts" / "draft-dead"
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    assert collect_sometimes()["mirrors"] == 1
+    assert "mirrors" not in collect_sometimes()
+    marker = settings.MIRROR_DIR / collecting.MARKER
+    for seconds in (-collecting.EVERY_SECONDS - 1, +3600):  # its time has come; the clock was set back
+        os.utime(marker, (time.time() + seconds,) * 2)
+        assert collect_sometimes()["mirrors"] == 0
+        draft.touch()
+        os.utime(draft, (time.time() - 7 * HOUR,) * 2)
+        assert collect_sometimes() == {"run-folders": 0, "drafts": 1}
+
+
+def test_one_at_a_time_on_one_machine(settings: Settings) -> None:
+    from workers.fetch.locks import locked
+
+    with locked(settings.MIRROR_DIR / collecting.MARKER, shared=False):
+        assert "mirrors" not in collect_sometimes()
+    assert "mirrors" in collect_sometimes()
+
+
+def test_one_kind_that_fails_keeps_no_other_from_its_turn(source: Repository, settings: Settings) -> None:
+    used(synced(source), 8 * DAY)
+    leaving = settings.BUNDLE_DIR / "leaving"
+    name = stored(BundleStore(settings.BUNDLE_DIR), hours_ago=9)
+    leaving.write_text("a file where a folder should be")
+    collected = collect()
+    assert "bundle-files" not in collected and collected["mirrors"] == 1
+    assert BundleStore(settings.BUNDLE_DIR).exists(name)
+
+
+def test_machines_that_only_poll_sweep_their_run_folder(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "_run_folder_swept_at", 0.0)
+    dead = settings.DATA_DIR / "run" / "git-dead"
+
+    def leave() -> None:
+        dead.mkdir(parents=True)
+        os.utime(dead, (time.time() - 3600,) * 2)
+
+    leave()
+    assert collecting.sweep_run_folder_sometimes() == 1
+    leave()
+    assert collecting.sweep_run_folder_sometimes() == 0
+    assert sweep()["run-folders"] == 1
+
+
+def test_nothing_here_is_nothing_to_do() -> None:
+    assert set((sweep() | collect()).values()) == {0}
+    touch_bundle("0" * 64)
+    assert retention.prune_bundles(5) == (0, False)
+    assert not Remote.objects.exists()
