@@ -22,7 +22,7 @@ from repos.doctor import deep, probing
 from repos.doctor.deep import Examination
 from repos.doctor.finding import Finding
 from repos.leases import claim, database_now
-from repos.models import Adoption, Delivery, GitRepo, Mirror, Probe, Remote
+from repos.models import Adoption, Cluster, Delivery, GitRepo, Mirror, Probe, Remote
 from tests.core import expire, fresh, later, register
 from tests.git_servers import Repository
 from tests.repos.doctor.house import aged, resynced
@@ -62,7 +62,7 @@ def source(tmp_path: Path) -> Repository:
 @pytest.fixture
 def gitrepo(source: Repository, tmp_path: Path, db: None) -> GitRepo:
     """Followed, and its commit delivered to a folder."""
-    registration_of_cluster(tmp_path)
+    a_cluster(tmp_path)
     gitrepo = register("shop", source.file_url, targets=[{"cluster": "prod-eu"}])
     work()
     resynced()
@@ -70,9 +70,7 @@ def gitrepo(source: Repository, tmp_path: Path, db: None) -> GitRepo:
     return fresh(gitrepo)  # type: ignore[no-any-return]
 
 
-def registration_of_cluster(tmp_path: Path) -> None:
-    from repos.models import Cluster
-
+def a_cluster(tmp_path: Path) -> None:
     Cluster.objects.create(name="prod-eu", settings={"path": str(tmp_path / "clusters" / "eu")})
 
 
@@ -329,9 +327,11 @@ def test_a_commit_that_a_poll_did_not_bring_was_missed(
 ) -> None:
     """The remote was polled after the probe, nothing is to be adopted, and the newest revision is still the old one."""
     head = source.commit({"app.yaml": "two"})
-    workers.append(
-        lambda: Remote.objects.update(last_poll_at=database_now(), **Remote.due_in(database_now(), 15)) and None
-    )
+
+    def poll_in_vain() -> None:
+        Remote.objects.update(last_poll_at=database_now(), **Remote.due_in(database_now(), 15))
+
+    workers.append(poll_in_vain)
 
     found = examined()
 
