@@ -18,6 +18,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 
 from fleetsync.failpoints import hit
+from fleetsync.stopping import drain_seconds
 from repos import deliveries, leases, registration
 from repos.events import cut, record_event
 from repos.fields import SecretUnreadable
@@ -103,7 +104,7 @@ def run_session(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
     """Run jobs until none is due or the budget is over; how many were run."""
     until = time.monotonic() + budget_seconds
     ran = 0
-    with Renewer(settings.JOB_LEASE) as renewer:
+    with Renewer(settings.JOB_LEASE, stopping=stopping, drain_seconds=drain_seconds()) as renewer:
         while time.monotonic() < until and not stopping():
             first = time.monotonic() < until - budget_seconds * (1 - PROBATION_PART)
             job = claim_job(suspects=first) or claim_job(suspects=not first)
