@@ -41,4 +41,4 @@ def _refuse_to_start_with_errors(**_: Any) -> None:
     """A worker or a beat with a failing system check ends with status 1."""
     from fleetsync.checks import refuse_to_start_with_errors
 
-    refuse_to_start_with_errors()
+    refuse_to_start_with_errors(uses_broker=True)

@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import redis
 from cryptography.fernet import Fernet
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, register, run_checks
+from django.core.checks import WARNING, CheckMessage, Error, Tags, register, run_checks
 from django.core.exceptions import ImproperlyConfigured
 
 from fleetsync import limits
 from fleetsync.celery import QUEUES
+from fleetsync.redis import redis_client
 
 # Seconds for the two short transactions around a poll: its claim and the writing of its result.
 LEASE_MARGIN = 5
+# A lease that is renewed is so every third of it. Below this a database that takes a moment costs it.
+SHORTEST_LEASE = 3
+# Seconds between two tries of a worker to reach its broker, at most (kombu's), with one try's time.
+BROKER_RETRY = 35
 # sizeof(sockaddr_un.sun_path) is 108 on Linux, with the closing NUL.
 MAX_SOCKET_PATH = 107
 # What Django's own security.W009 asks of a key.
@@ -72,9 +78,13 @@ def _error(number: int, sentence: str, hint: str) -> Error:
     return Error(sentence, hint=hint, id=f"fleetsync.E{number:03}")
 
 
+def _warning(number: int, sentence: str, hint: str) -> CheckMessage:
+    return CheckMessage(WARNING, sentence, hint=hint, id=f"fleetsync.W{number:03}")
+
+
 @register("fleetsync")
 def check_times(**_: Any) -> list[CheckMessage]:
-    """E001 to E004: leases outlast deadlines, hard limits outlast what a healthy task takes."""
+    """E001 to E005, W006 and W007: leases outlast deadlines, hard limits outlast what a healthy task takes."""
     found: list[CheckMessage] = [
         _error(1, f"{name} is not above 0.", f"Set {name} to a duration such as 30s.")
         for name in _DURATIONS
@@ -88,16 +98,41 @@ def check_times(**_: Any) -> list[CheckMessage]:
         )
         hint = f"Set POLL_LEASE above {needed:g}s, lower GIT_TIMEOUT, or leave POLL_LEASE unset."
         found.append(_error(2, sentence, hint))
-    limit = limits.hard_limit("poll")
-    if limit <= settings.SESSION_BUDGET + settings.GIT_TIMEOUT + LEASE_MARGIN:
-        sentence = (
-            f"The hard limit of a poll session ({limit} s) does not outlast SESSION_BUDGET plus GIT_TIMEOUT: "
-            "a healthy session would be killed while it drains."
-        )
-        found.append(_error(3, sentence, "Raise fleetsync.limits.POLL_DRAIN."))
+    for queue, drain, timeout in (
+        ("poll", "POLL_DRAIN", "GIT_TIMEOUT"),
+        ("sync", "SYNC_DRAIN", "GIT_FETCH_TIMEOUT"),
+        ("deliver", "DELIVERY_DRAIN", "DELIVERY_TIMEOUT"),
+    ):
+        limit = limits.hard_limit(queue)
+        if limit <= settings.SESSION_BUDGET + getattr(settings, timeout) + LEASE_MARGIN:
+            sentence = (
+                f"The hard limit of a {queue} session ({limit} s) does not outlast SESSION_BUDGET plus {timeout}: "
+                "a healthy session would be killed while it drains."
+            )
+            found.append(_error(3, sentence, f"Raise fleetsync.limits.{drain}."))
     if settings.GIT_FETCH_TIMEOUT < settings.GIT_TIMEOUT:
         sentence = "GIT_FETCH_TIMEOUT is below GIT_TIMEOUT: a fetch begins by asking for refs and needs more."
         found.append(_error(4, sentence, "Set GIT_FETCH_TIMEOUT to GIT_TIMEOUT or more; 10m is the default."))
+    for name in ("JOB_LEASE", "DELIVERY_LEASE"):
+        if getattr(settings, name) < SHORTEST_LEASE:
+            sentence = (
+                f"{name} is below {SHORTEST_LEASE} s: it is renewed every third of it, and a database that takes a "
+                "moment to answer would give running work to a second worker."
+            )
+            found.append(_error(5, sentence, f"Set {name} to {SHORTEST_LEASE}s or more; 60s is the default."))
+    if settings.GITREPO_BACKOFF_CAP < settings.GITREPO_POLLING_INTERVAL:
+        sentence = (
+            "GITREPO_BACKOFF_CAP is below GITREPO_POLLING_INTERVAL: no wait after an error is longer than the "
+            "interval, and what ends its workers does so once in each."
+        )
+        hint = "Set GITREPO_BACKOFF_CAP to several times the interval; 5m is the default."
+        found.append(_warning(6, sentence, hint))
+    if settings.WATCHDOG < BROKER_RETRY:
+        sentence = (
+            f"WATCHDOG is below {BROKER_RETRY} s: when the broker comes back, a worker may take so long to notice, "
+            "and would be ended although it is well."
+        )
+        found.append(_warning(7, sentence, f"Set WATCHDOG to {BROKER_RETRY}s or more; 60s is the default."))
     return found
 
 
@@ -233,15 +268,46 @@ def _encryption_key_errors() -> Iterator[Error]:
             yield _error(32, f"Key number {position} in ENCRYPTION_KEYS is not a Fernet key.", hint)
 
 
-def refuse_to_start_with_errors() -> None:
-    """Ends the process with status 1 and a line for each failed system check; returns if there is none."""
+def check_eviction() -> list[CheckMessage]:
+    """E023 and W024: the broker throws no message away when its memory is full.
+
+    Not registered, because it asks the broker: `manage.py check` works where that is away. One that does not answer is
+    no error, since a worker waits for it, and one that does not tell is a warning.
+    """
+    try:
+        answer = redis_client().config_get("maxmemory-policy")
+    except redis.ResponseError as error:  # managed services forbid CONFIG
+        sentence = f"The broker does not say what it does when its memory is full ({error})."
+        return [_warning(24, sentence, "See that its maxmemory-policy is noeviction.")]
+    except (redis.RedisError, OSError):
+        return []
+    policy = dict(answer).get("maxmemory-policy", "noeviction")
+    if policy == "noeviction":
+        return []
+    sentence = (
+        f"The broker's maxmemory-policy is {policy}: with its memory full it would throw away messages and whole "
+        "queues without a word, instead of refusing new ones."
+    )
+    return [_error(23, sentence, "Set maxmemory-policy to noeviction in the broker's configuration.")]
+
+
+def refuse_to_start_with_errors(*, uses_broker: bool = False) -> None:
+    """Ends the process with status 1 and a line for each failed system check; returns if there is none.
+
+    `uses_broker`: the broker is asked as well.
+    """
     log = logging.getLogger(__name__)
     try:
-        failed = [message for message in run_checks() if message.is_serious() and not message.is_silenced()]
+        asked = check_eviction() if uses_broker else []
+        found = [message for message in (*run_checks(), *asked) if not message.is_silenced()]
     except Exception:
         # Celery's signals would swallow it and go on.
         log.critical("Not started: the system checks themselves failed", exc_info=True)
         sys.exit(1)
+    failed = [message for message in found if message.is_serious()]
+    for message in asked:
+        if not message.is_serious():
+            log.warning("%s %s (%s)", message.msg, message.hint or "", message.id)
     for message in failed:
         log.critical("Not started: %s %s (%s)", message.msg, message.hint or "", message.id)
     if failed:

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -59,6 +59,8 @@ LeasedModel = TypeVar("LeasedModel", bound=Leased)
 
 # Between two looks at the database's clock, and what it may be corrected by.
 LEASE_SLACK_SECONDS = 5.0
+# How often a renewer looks whether its process is to stop.
+LOOK_SECONDS = 0.5
 
 # Claims in a row that ended without a word, from which on the row is tried alone, so that what dies with it is nobody else.
 ON_PROBATION = 2
@@ -292,10 +294,16 @@ class Renewer:
     """Renews leases from a thread of its own while their work runs, each no longer than its own deadline.
 
     A frozen process renews nothing, which is the point: its leases run out, and its late writes hit no row.
+
+    `drain_seconds` after `stopping` first said so, what still runs is given back, so that nobody waits for the leases of
+    a process that is about to be killed to run out; what it still writes hits no row either.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(
+        self, seconds: float, *, stopping: Callable[[], bool] = lambda: False, drain_seconds: float = 0.0
+    ) -> None:
+        self.seconds, self.drain_seconds = seconds, drain_seconds
+        self._stopping = stopping
         # By row and token: a process that was frozen may hold a row a second time before it lets go of the first.
         self._rows: dict[tuple[type[Leased], int, uuid.UUID | None], tuple[Leased, float]] = {}
         self._lock = threading.Lock()
@@ -325,16 +333,29 @@ class Renewer:
                 self._rows.pop(key, None)
 
     def _run(self) -> None:
+        renew_at = time.monotonic() + self.seconds / 3
+        give_up_at: float | None = None
         try:
-            while not self._over.wait(self.seconds / 3):
+            while not self._over.wait(min(LOOK_SECONDS, self.seconds / 3)):
                 now = time.monotonic()
-                with self._lock:
-                    rows = [row for row, deadline in self._rows.values() if now < deadline]
-                try:
-                    for row in rows:
-                        renew(row, self.seconds)
-                except Exception as error:  # noqa: BLE001  (the database is away: the leases run out if it stays away)
-                    log.warning("leases could not be renewed", rows=len(rows), error=str(error)[:200])
-                    connections.close_all()
+                if give_up_at is None and self._stopping():
+                    give_up_at = now + self.drain_seconds
+                if give_up_at is not None and now >= give_up_at:
+                    self._each(now, give_back, "given back")
+                    return
+                if now >= renew_at:
+                    renew_at = now + self.seconds / 3
+                    self._each(now, lambda row: renew(row, self.seconds), "renewed")
         finally:
+            connections.close_all()
+
+    def _each(self, now: float, act: Callable[[Leased], bool], done: str) -> None:
+        """Do `act` with every row that is being worked on. With the database away their leases run out."""
+        with self._lock:
+            rows = [row for row, deadline in self._rows.values() if now < deadline]
+        try:
+            for row in rows:
+                act(row)
+        except Exception as error:  # noqa: BLE001  (whatever a database's driver raises)
+            log.warning("leases could not be written", meant=done, rows=len(rows), error=str(error)[:200])
             connections.close_all()

@@ -18,6 +18,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 
 from fleetsync.failpoints import hit
+from fleetsync.stopping import drain_seconds
 from repos import deliveries, leases, registration
 from repos.events import cut, record_event
 from repos.fields import SecretUnreadable
@@ -44,6 +45,8 @@ log = structlog.get_logger(__name__)
 State = SyncJob.State
 
 RETRY_SECONDS = 2.0
+# What repacking a mirror may take beyond the job's own deadline: less than the job's lease and its hard limit allow.
+MAINTAIN_SECONDS = 30.0
 # A job whose mirror is in use goes back to the queue for about this long.
 BUSY_SECONDS = 0.5
 # The part of a session's budget in which it takes jobs whose last claims ended without a word before all others.
@@ -103,7 +106,7 @@ def run_session(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
     """Run jobs until none is due or the budget is over; how many were run."""
     until = time.monotonic() + budget_seconds
     ran = 0
-    with Renewer(settings.JOB_LEASE) as renewer:
+    with Renewer(settings.JOB_LEASE, stopping=stopping, drain_seconds=drain_seconds()) as renewer:
         while time.monotonic() < until and not stopping():
             first = time.monotonic() < until - budget_seconds * (1 - PROBATION_PART)
             job = claim_job(suspects=first) or claim_job(suspects=not first)
@@ -261,11 +264,19 @@ def make(work: Work, renewer: Renewer) -> Made:
                 folder.remove()
                 raise
             finally:
-                if folder.maintenance_due():
-                    folder.maintain(deadline_seconds=settings.GIT_FETCH_TIMEOUT)
+                _maintain(folder, until - time.monotonic() + MAINTAIN_SECONDS)
     finally:
         now = database_now()
         finish(row, **Mirror.due_in(now, 0), last_fetch_at=now, last_used_at=now, **size)
+
+
+def _maintain(folder: MirrorFolder, deadline_seconds: float) -> None:
+    """Repack the mirror if it is time to. What was made is not lost if that fails: a later job tries again."""
+    try:
+        if folder.maintenance_due():
+            folder.maintain(deadline_seconds=deadline_seconds)
+    except GitError as error:
+        log.warning("a mirror could not be repacked", mirror=folder.folder.name, cause=error.cause, error=str(error))
 
 
 def bundle(work: Work, folder: MirrorFolder, deadline_seconds: float) -> Made:

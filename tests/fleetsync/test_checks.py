@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from django.core.checks import CheckMessage
 from pytest_django import Settings
 
 from fleetsync import checks, limits, processes
+from fleetsync.redis import redis_client
+from tests.fleetsync.conftest import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = Fernet.generate_key().decode()
@@ -53,8 +55,13 @@ def test_the_defaults_are_right(settings: Settings, check: Check, changes: dict[
         (checks.check_times, {"POLL_LEASE": 35.1, "GIT_TIMEOUT": 30.0}, []),
         (checks.check_times, {"GIT_TIMEOUT": 3600.0}, ["E002", "E004"]),
         (checks.check_times, {"GIT_FETCH_TIMEOUT": 10.0}, ["E004"]),
-        (checks.check_times, {"GITREPO_BACKOFF_CAP": 0.0}, ["E001"]),
+        (checks.check_times, {"GITREPO_BACKOFF_CAP": 0.0}, ["E001", "W006"]),
         (checks.check_times, {"SESSION_BUDGET": 0.0}, ["E001"]),
+        (checks.check_times, {"JOB_LEASE": 3.0, "DELIVERY_LEASE": 3.0}, []),
+        (checks.check_times, {"JOB_LEASE": 2.9}, ["E005"]),
+        (checks.check_times, {"DELIVERY_LEASE": 1.0}, ["E005"]),
+        (checks.check_times, {"GITREPO_BACKOFF_CAP": 10.0}, ["W006"]),
+        (checks.check_times, {"WATCHDOG": 5.0}, ["W007"]),
         (checks.check_numbers, {"GITREPO_POLLING_JITTER": -0.1}, ["E011"]),
         (checks.check_numbers, {"GITREPO_POLLING_JITTER": 1.1}, ["E011"]),
         (checks.check_numbers, {"GITREPO_POLLING_JITTER": float("nan")}, ["E011"]),
@@ -103,6 +110,47 @@ def test_a_broken_relation_has_its_error(
         setattr(settings, name, value)
     assert found(check) == ids
     assert all(message.hint for message in check())
+
+
+@pytest.fixture
+def broker(settings: Settings, redis_server: RedisServer) -> Iterator[RedisServer]:
+    redis_client.cache_clear()
+    settings.REDIS_URL = redis_server.url
+    yield redis_server
+    redis_client.cache_clear()
+
+
+@pytest.mark.parametrize(("policy", "ids"), [("noeviction", []), ("allkeys-lru", ["E023"]), ("volatile-ttl", ["E023"])])
+def test_a_broker_that_throws_messages_away_is_refused(broker: RedisServer, policy: str, ids: list[str]) -> None:
+    broker.client.config_set("maxmemory-policy", policy)
+
+    assert found(checks.check_eviction) == ids
+    assert not ids or policy in checks.check_eviction()[0].msg
+
+
+def test_a_broker_that_does_not_tell_is_warned_of(broker: RedisServer) -> None:
+    broker.client.acl_setuser("default", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-config"])
+
+    assert found(checks.check_eviction) == ["W024"]
+
+
+def test_a_broker_that_is_away_is_no_error(broker: RedisServer) -> None:
+    broker.stop()
+
+    assert checks.check_eviction() == []
+
+
+@pytest.mark.parametrize("command", [processes.beat(), processes.worker("poll")], ids=["beat", "worker"])
+def test_no_process_starts_on_such_a_broker(command: list[str], redis_server: RedisServer, tmp_path: Path) -> None:
+    redis_server.client.config_set("maxmemory-policy", "allkeys-lru")
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "REDIS_URL": redis_server.url}
+
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 1
+    assert "fleetsync.E023" in done.stdout + done.stderr
+    check = subprocess.run(processes.manage("check"), env=environment, cwd=ROOT, capture_output=True, timeout=60)
+    assert check.returncode == 0  # which asks no broker
 
 
 def test_a_key_is_never_shown(settings: Settings) -> None:

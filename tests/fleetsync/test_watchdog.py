@@ -1,24 +1,18 @@
 """The watchdog: who is ended and who is not, as a table and with real workers and a real broker."""
 
-import contextlib
-import json
 import os
-import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
-from celery import Celery
 
-from fleetsync import processes
 from fleetsync.watchdog import BOOT_SECONDS, Look, Sign, Watched, watch
 from tests.fleetsync.conftest import RedisServer
+from tests.fleetsync.work import Work, holds
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 PID = 7
 beats = count(1)
@@ -90,92 +84,10 @@ def test_who_is_ended(looks: list[Look], reason: str) -> None:
 WATCHDOG = 3.0
 
 
-class Work:
-    """`manage.py work` with one process for each of two queues, and what it prints."""
-
-    def __init__(self, folder: Path, server: RedisServer) -> None:
-        self.failpoints = folder / "failpoints"
-        self.failpoints.mkdir()
-        self.output = folder / "output"
-        self.environment = {
-            **os.environ,
-            "DATA_DIR": str(folder / "data"),
-            "DATABASE_URL": f"sqlite:///{folder}/data/test.sqlite3",
-            "REDIS_URL": server.url,
-            "WATCHDOG": f"{WATCHDOG:g}s",
-            "WORKER_QUEUES": "control,poll",
-            "CONTROL_PROCESSES": "1",
-            "POLL_PROCESSES": "1",
-            "FAILPOINTS_DIR": str(self.failpoints),
-        }
-        subprocess.run(processes.manage("migrate", "-v", "0"), env=self.environment, cwd=ROOT, check=True)
-        self.server = server
-        self.app = Celery("test", broker=server.url)
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                processes.manage("work"), env=self.environment, cwd=ROOT, stdout=output, stderr=output
-            )
-
-    def send(self, task: str, queue: str) -> None:
-        self.app.send_task(f"workers.tasks.{task}", queue=queue, ignore_result=True)
-
-    def waiting(self, queue: str) -> int:
-        return int(self.server.client.llen(queue))
-
-    def pid(self, queue: str) -> int:
-        """The parent of the worker that serves `queue`; 0 if there is none."""
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, ValueError):
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid and queue.encode() in words:
-                    return int(folder.name)
-        return 0
-
-    def serves(self, queue: str) -> bool:
-        """Whether a message to the queue is taken."""
-        task = {"control": "adopt", "poll": "poll"}[queue]
-        if not self.waiting(queue):
-            self.send(task, queue)
-        return holds(lambda: self.waiting(queue) == 0, 2.0)
-
-    def arm(self, name: str, **order: object) -> None:
-        (self.failpoints / f"{name}.draft").write_text(json.dumps(order))
-        (self.failpoints / f"{name}.draft").rename(self.failpoints / name)
-
-    def was_hit(self, name: str) -> bool:
-        return any(self.failpoints.glob(f"{name}.hit-*"))
-
-    def ended(self) -> list[str]:
-        """Who the watchdog ended, and why."""
-        found = re.finditer(r"(\w+) +\| (.*), and is ended", self.output.read_text())
-        return [f"{match[1]}: {match[2]}" for match in found]
-
-
-def holds(condition: Callable[[], bool], seconds: float = 40.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 @pytest.fixture
 def work(tmp_path: Path, redis_server: RedisServer) -> Iterator[Work]:
-    work = Work(tmp_path, redis_server)
-    try:
-        assert holds(lambda: work.serves("poll") and work.serves("control")), work.output.read_text()
+    with Work(tmp_path, redis_server, WATCHDOG=f"{WATCHDOG:g}s") as work:
         yield work
-    finally:
-        for queue in ("poll", "control"):
-            with contextlib.suppress(OSError):
-                os.kill(work.pid(queue) or work.process.pid, signal.SIGCONT)
-        work.process.terminate()
-        try:
-            work.process.wait(30)
-        except subprocess.TimeoutExpired:
-            work.process.kill()
 
 
 def test_a_worker_that_is_deaf_and_one_that_is_frozen_are_replaced(work: Work) -> None:

@@ -408,6 +408,28 @@ def test_a_lease_is_renewed_while_its_work_runs(settings: Settings) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_what_still_runs_a_while_after_stopping_is_given_back() -> None:
+    chore(crashes=1)
+    row = take_one()
+    stopping = threading.Event()
+
+    with (
+        Renewer(1.5, stopping=stopping.is_set, drain_seconds=1.0) as renewer,
+        renewer.keeping(row, deadline_seconds=60),
+    ):
+        time.sleep(1)
+        assert fresh(row).lease_token == row.lease_token
+        stopping.set()
+        stopped_at = time.monotonic()
+        wait_for(lambda: fresh(row).lease_token is None)
+        assert time.monotonic() - stopped_at >= 1.0
+        assert not finish(row, rounds=9)  # the work was given up
+
+    assert (fresh(row).lease_until, fresh(row).crashes, fresh(row).rounds) == (None, 1, 0)
+    assert take_one().crashes == 1
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_lease_is_not_renewed_beyond_its_deadline() -> None:
     chore()
     row = take_one()

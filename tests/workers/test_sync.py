@@ -31,6 +31,7 @@ from tests.core import (
 from tests.git_servers import Repository
 from workers import sync
 from workers.deliver.outcome import make_again
+from workers.fetch import mirror
 from workers.sync import Made, Work, begin, conclude, make, run_job, run_session
 
 pytestmark = pytest.mark.django_db
@@ -319,6 +320,18 @@ def test_a_busy_mirror_with_a_newer_revision_waiting(gitrepo: GitRepo, source: R
 
     assert fresh(job).state == State.SUPERSEDED
     assert open_job(gitrepo).revision.commit == source.head()
+
+
+def test_a_mirror_that_cannot_be_repacked_costs_no_delivery(
+    gitrepo: GitRepo, source: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polled(gitrepo, source)
+    monkeypatch.setattr(mirror, "MAX_PACKS", -1)
+    monkeypatch.setattr(sync, "MAINTAIN_SECONDS", -1000.0)
+
+    assert work() == 1
+
+    assert newest(gitrepo).outcome == Outcome.SYNCED
 
 
 def test_a_job_that_kills_its_workers_is_shown_and_slowed_down(gitrepo: GitRepo, source: Repository) -> None:

@@ -12,6 +12,7 @@ from django.conf import settings
 from django.db import close_old_connections, connections, transaction
 
 from fleetsync.failpoints import hit
+from fleetsync.stopping import drain_seconds
 from repos.fields import SecretUnreadable
 from repos.leases import Renewer, claim_capped
 from repos.models import Delivery, GitRepo
@@ -130,7 +131,7 @@ def run_session(open_bundle: OpenBundle, *, budget_seconds: float, stopping: Cal
     next_claim = 0.0
     running: set[Future[None]] = set()
     with (
-        Renewer(settings.DELIVERY_LEASE) as renewer,
+        Renewer(settings.DELIVERY_LEASE, stopping=stopping, drain_seconds=drain_seconds()) as renewer,
         ThreadPoolExecutor(settings.DELIVERY_WORKERS, thread_name_prefix="deliver") as pool,
     ):
 

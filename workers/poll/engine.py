@@ -54,5 +54,8 @@ class Engine(Protocol):
     def wait(self, timeout_seconds: float) -> list[PollResult]:
         """The results that are there, waiting for the first one for at most `timeout_seconds`."""
 
+    def abandon(self) -> None:
+        """End everything in flight, without results. The engine can be used again."""
+
     def close(self) -> None:
-        """End everything in flight, without results."""
+        """The same, and let go of all that the engine keeps."""

@@ -64,12 +64,15 @@ class PlainEngine:
         )
         return [task.result() for task in done]
 
-    def close(self) -> None:
+    def abandon(self) -> None:
         for task in self._running:
             task.cancel()
         if self._running:
             self._loop.run_until_complete(asyncio.wait(self._running, timeout=5))
         self._running = set()
+
+    def close(self) -> None:
+        self.abandon()
         self._resolvers.shutdown(wait=False, cancel_futures=True)
         self._loop.close()
 

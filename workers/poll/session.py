@@ -11,7 +11,9 @@ import structlog
 from django.conf import settings
 
 from fleetsync.failpoints import hit
+from fleetsync.stopping import drain_seconds
 from repos.fields import SecretUnreadable
+from repos.leases import give_back
 from workers.access import access_of
 from workers.poll.claim import ClaimedRemote, claim_remotes, claim_suspect
 from workers.poll.engine import Engine, PollError, PollRequest, PollResult
@@ -41,6 +43,7 @@ class Session:
         self.claim_until = self.started + budget_seconds
         self.probation_until = self.started + budget_seconds * PROBATION_PART
         self.holds_suspect = False
+        self.give_up_at: float | None = None
         self.claimed: dict[int, ClaimedRemote] = {}
         self.answers: list[tuple[ClaimedRemote, PollResult]] = []
         self.next_claim = self.next_flush = 0.0
@@ -57,6 +60,22 @@ class Session:
             for result in self.engine.wait(FLUSH_SECONDS / 2):
                 self.answers.append((self.claimed.pop(result.key), result))
             self._flush_if_time()
+            if self.claimed and self.stopping():
+                self._give_up_if_time()
+
+    def _give_up_if_time(self) -> None:
+        """Give back what is still in flight a while after the process was asked to stop. It stays due, so that another
+        worker asks at once, and does not wait for the lease of one that was killed.
+        """
+        now = time.monotonic()
+        self.give_up_at = self.give_up_at or now + drain_seconds()
+        if now < self.give_up_at:
+            return
+        claims, self.claimed = list(self.claimed.values()), {}
+        for claimed in claims:
+            give_back(claimed.remote)
+        log.warning("polls given back, because the worker stops", polls=len(claims))
+        self.engine.abandon()
 
     def _claim(self, now: float) -> None:
         if not self.claimed and not self.answers:

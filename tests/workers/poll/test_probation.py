@@ -55,6 +55,9 @@ class Engine:
         requests, self.requests = self.requests, []
         return [PollResult(request.key, 0.01, {"refs/heads/main": "a" * 40}) for request in requests]
 
+    def abandon(self) -> None:
+        self.requests = []
+
     def close(self) -> None:
         self.requests = []
 

@@ -186,6 +186,28 @@ def test_a_session_that_is_to_stop_claims_nothing_more_and_finishes_what_it_has(
     assert Remote.objects.filter(next_poll_at__lte=database_now()).count() == 2
 
 
+def test_what_hangs_when_it_is_to_stop_is_given_back_for_others(
+    poll: Poll, tmp_path: Path, server: GitServer, settings: Settings
+) -> None:
+    settings.GIT_TIMEOUT, settings.STOP_GRACE = 60.0, 2.0
+    server.behaviour.hang_before = True
+    hung = register("hung", url=server.url(repository(tmp_path, "hung"))).remote
+    good = register("good", url=repository(tmp_path, "good").file_url).remote
+    Remote.objects.filter(pk=hung.pk).update(crashes=1)
+    looks = iter([False])
+    started = time.monotonic()
+
+    poll(stopping=lambda: next(looks, True))
+
+    assert 1 <= time.monotonic() - started < 2
+    row = fresh(hung)
+    assert (row.lease_token, row.lease_until, row.crashes, row.consecutive_failures) == (None, None, 1, 0)
+    assert row.next_poll_at <= database_now()  # another worker asks at once
+    assert fresh(good).last_success_at is not None
+    server.behaviour.hang_before = False
+    assert poll().polled == 1  # and the engine can be used again
+
+
 def test_a_session_without_budget_does_nothing(poll: Poll, tmp_path: Path) -> None:
     register(url=repository(tmp_path).file_url)
 
