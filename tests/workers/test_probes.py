@@ -23,6 +23,7 @@ from repos.doctor.deep import Examination
 from repos.doctor.finding import Finding
 from repos.leases import claim, database_now
 from repos.models import Adoption, Cluster, Delivery, GitRepo, Mirror, Probe, Remote
+from repos.retention import prune_probes
 from tests.core import expire, fresh, later, register
 from tests.git_servers import Repository
 from tests.repos.doctor.house import aged, resynced
@@ -32,7 +33,6 @@ from workers.deliver.session import claim_deliveries, deliver
 from workers.fetch.locks import locked
 from workers.poll.plain import PlainEngine
 from workers.poll.session import Session
-from workers.prune import prune_probes
 from workers.tick import tick
 
 never: Callable[[], bool] = lambda: False  # noqa: E731
