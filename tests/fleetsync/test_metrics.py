@@ -137,6 +137,6 @@ def test_the_number_of_queries_does_not_grow(
     """Most of them are the doctor's questions."""
     for number in range(30):
         a_delivery(a_revision(a_gitrepo(f"repo-{number}")), a_cluster(f"cluster-{number}"))
-    with django_assert_max_num_queries(80):
+    with django_assert_max_num_queries(90):
         series = scrape(client)
     assert len([key for key in series if key[0] == "fleetsync_gitrepo_ready"]) == 30

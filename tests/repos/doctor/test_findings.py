@@ -98,6 +98,12 @@ def lost_cause() -> None:
     DeliveryRecord.objects.filter(outcome="pending").update(outcome="failed")
 
 
+def line_left_open() -> None:
+    """Of a revision that nothing wants any more."""
+    with_delivery()()
+    DeliveryRecord.objects.filter(outcome="delivered").update(outcome="pending")
+
+
 def lost_edit() -> None:
     GitRepo.objects.update(generation=2)
 
@@ -141,6 +147,7 @@ CASES = [
     ("ledger", "revision 1 of gitrepo shop", update(Revision, outcome="")),
     ("ledger", "revision 2 of gitrepo shop", lambda: [with_job()(), SyncJob.objects.filter(state="pending").delete()]),
     ("ledger", DELIVERY, update(DeliveryRecord, outcome="pending")),
+    ("ledger", DELIVERY, line_left_open),
     ("ledger", DELIVERY, lambda: DeliveryRecord.objects.all().delete()),
     ("ledger", DELIVERY, update(DeliveryRecord, outcome="superseded")),
     ("ledger", DELIVERY, lambda: [with_delivery()(), DeliveryRecord.objects.update(outcome="withdrawn")]),
