@@ -2,10 +2,13 @@
 names.
 """
 
+import os
+
 from django.conf import settings
 from kombu import Exchange, Queue
 
-from fleetsync.celery import QUEUES
+from fleetsync.celery import QUEUES, private_queue
+from fleetsync.processes import OWN_QUEUE
 
 broker_url = settings.REDIS_URL
 # Only JSON: a pickled message would run whatever its sender likes.
@@ -21,6 +24,8 @@ worker_prefetch_multiplier = 1
 worker_disable_prefetch = True
 # Plain direct queues, known beforehand: a message to a misspelt queue is an error, not a new queue.
 task_queues = [Queue(name, Exchange(name, type="direct"), routing_key=name) for name in QUEUES]
+if OWN_QUEUE in os.environ:
+    task_queues.append(private_queue(os.environ[OWN_QUEUE]))
 task_create_missing_queues = False
 task_default_queue = "control"
 task_default_exchange = "control"

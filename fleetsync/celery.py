@@ -6,12 +6,19 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import beat_init, setup_logging, worker_init, worker_process_init
+from kombu import Exchange, Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleetsync.settings")
 # Celery runs the system checks and ignores what they say; _refuse_to_start_with_errors runs them instead.
 os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 QUEUES = ("control", "poll", "sync", "deliver")
+
+
+def private_queue(name: str) -> Queue:
+    """A queue without an exchange of its own: it leaves nothing in the broker but the messages that wait in it."""
+    return Queue(name, Exchange("", type="direct"), routing_key=name)
+
 
 app = Celery("fleetsync")
 app.config_from_object("fleetsync.broker")

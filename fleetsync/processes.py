@@ -14,6 +14,8 @@ from django.conf import settings
 from fleetsync.supervisor import Child
 
 PYTHON = sys.executable
+# Names a worker's own queue to it.
+OWN_QUEUE = "FLEETSYNC_OWN_QUEUE"
 MANAGE = str(settings.BASE_DIR / "manage.py")
 
 
@@ -37,8 +39,13 @@ def beat() -> list[str]:
     ]
 
 
+def own_queue(queue: str) -> str:
+    """The queue of the one worker that this supervisor runs for `queue`: the watchdog writes to it."""
+    return f"{queue}.{os.uname().nodename}.{os.getpid()}"
+
+
 def worker(queue: str) -> list[str]:
-    """A Celery worker that serves `queue` alone, with <QUEUE>_PROCESSES children.
+    """A Celery worker that serves `queue` and its own one alone, with <QUEUE>_PROCESSES children.
 
     Its node name holds the supervisor's process id, so that workers on one host are told apart. Gossip,
     mingle and heartbeat are how workers hear of each other; ours meet in the database only.
@@ -46,7 +53,7 @@ def worker(queue: str) -> list[str]:
     concurrency = getattr(settings, f"{queue.upper()}_PROCESSES")
     return [
         *(PYTHON, "-m", "celery", "--quiet", "-A", "fleetsync", "worker"),
-        *("--queues", queue, "--pool", "prefork", "--concurrency", str(concurrency)),
+        *("--queues", f"{queue},{own_queue(queue)}", "--pool", "prefork", "--concurrency", str(concurrency)),
         *("--hostname", f"{queue}-{os.getpid()}@%h"),
         *("--without-gossip", "--without-mingle", "--without-heartbeat"),
     ]
@@ -58,7 +65,14 @@ def workers() -> list[Child]:
     Killed outright with their supervisor: everything that they hold is leased.
     """
     return [
-        Child(queue, worker(queue), grace=settings.STOP_GRACE, stop_order=1, die_with_parent="KILL")
+        Child(
+            queue,
+            worker(queue),
+            env={OWN_QUEUE: own_queue(queue)},
+            grace=settings.STOP_GRACE,
+            stop_order=1,
+            die_with_parent="KILL",
+        )
         for queue in settings.WORKER_QUEUES
     ]
 

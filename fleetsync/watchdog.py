@@ -14,14 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
+import structlog
 from django.conf import settings
 
+from fleetsync.celery import app, private_queue
+from fleetsync.processes import OWN_QUEUE
 from fleetsync.redis import redis_client
 from fleetsync.supervisor import Child, Supervisor
+
+log = structlog.get_logger(__name__)
 
 # Names the descriptor of that memory to the worker.
 VARIABLE = "FLEETSYNC_SIGN_FD"
 SIGN_BYTES = 256
+# A letter that nobody takes: its worker is gone for good.
+LETTER_KEPT_SECONDS = 3600
 # Seconds that a new worker may take until its first sign, besides WATCHDOG: it imports everything first.
 BOOT_SECONDS = 30.0
 
@@ -107,8 +114,23 @@ def queue_lengths(queues: Sequence[str]) -> Mapping[str, int | None]:
         return dict.fromkeys(queues)
 
 
+def send_letter(queue: str) -> None:
+    """Put a task that does nothing into a worker's own queue; forgotten by the broker if nobody ever takes it."""
+    try:
+        # Celery takes a Queue here as well as a name; its stubs do not say so.
+        app.send_task("workers.tasks.letter", queue=private_queue(queue), ignore_result=True)  # type: ignore[arg-type]
+        redis_client().expire(queue, LETTER_KEPT_SECONDS)
+    except Exception as error:  # noqa: BLE001 (the broker's and Celery's, in several wrappers: the next look sends it)
+        log.warning("letter not sent", queue=queue, error=str(error)[:200])
+
+
 class Watchdog:
-    """Looks after the workers that a supervisor runs, each named after its queue."""
+    """Looks after the workers that a supervisor runs, each named after its queue.
+
+    Each worker has a queue of its own besides, into which a letter is put now and then: where several workers serve a queue,
+    the others empty it, and one that is deaf would never be seen (celery 5.7.0: an acknowledgement that fails while the broker
+    goes away leaves a worker that is connected and consumes nothing).
+    """
 
     def __init__(
         self, supervisor: Supervisor, lengths: Callable[[Sequence[str]], Mapping[str, int | None]] = queue_lengths
@@ -116,12 +138,15 @@ class Watchdog:
         self._supervisor, self._lengths = supervisor, lengths
         self._signs: dict[str, int] = {}
         self._watched: dict[str, Watched] = {}
+        self._own: dict[str, str] = {}
+        self._letters: dict[str, float] = {}
         self._next_look = 0.0
         supervisor.each_turn = self.look
 
     def add(self, child: Child) -> None:
         """Have the supervisor run the worker `child`, and look after it."""
         descriptor = self._signs[child.name] = _shared_memory(f"sign of {child.name}")
+        self._own[child.name] = (child.env or {}).get(OWN_QUEUE, "")
         environment = {**(child.env or {}), VARIABLE: str(descriptor)}
         self._supervisor.add(replace(child, env=environment, pass_fds=(descriptor,)))
 
@@ -131,13 +156,13 @@ class Watchdog:
         if now < self._next_look:
             return
         self._next_look = now + look_every(settings.WATCHDOG)
-        lengths = self._lengths(list(self._signs))
+        lengths = self._lengths([*self._signs, *filter(None, self._own.values())])
         for name, descriptor in self._signs.items():
             pid = self._supervisor.pid(name)
             if pid is None:
                 self._watched.pop(name, None)
                 continue
-            look = Look(time.monotonic(), pid, read_sign(descriptor, pid), lengths[name])
+            look = Look(time.monotonic(), pid, read_sign(descriptor, pid), self._queued(name, lengths))
             self._watched[name], reason = watch(
                 self._watched.get(name),
                 look,
@@ -147,6 +172,18 @@ class Watchdog:
             if reason:
                 self._supervisor.kill(name, reason)
                 del self._watched[name]
+
+    def _queued(self, name: str, lengths: Mapping[str, int | None]) -> int | None:
+        """How many messages wait for the worker; a letter is sent to one whose own queue is empty."""
+        shared, own = lengths[name], self._own[name]
+        mine = lengths[own] if own else 0
+        if shared is None or mine is None:
+            return None
+        now = time.monotonic()
+        if own and not mine and now >= self._letters.get(name, 0.0):
+            self._letters[name] = now + settings.WATCHDOG / 2
+            send_letter(own)
+        return shared + mine
 
 
 def _shared_memory(name: str) -> int:

@@ -34,6 +34,11 @@ def _engine() -> Engine:
 
 
 @shared_task(time_limit=hard_limit("control"), ignore_result=True)
+def letter(*_: object, **__: object) -> None:
+    """From the watchdog to one worker: that it was taken is the answer."""
+
+
+@shared_task(time_limit=hard_limit("control"), ignore_result=True)
 def tick(*_: object, **__: object) -> None:
     ticking.tick()
 

@@ -13,10 +13,10 @@ TICK_SECONDS = 1.0
 SLACK_SECONDS = 5.0
 # Between two looks of the resync, by beat's entry.
 RESYNC_SECONDS = 5.0
+# Between two prunings, by beat's entry.
+PRUNE_SECONDS = 60.0
 # How far ahead an instant may lie beyond what set it: the resync heals it after 5 seconds, at its next look.
 HORIZON_SLACK_SECONDS = 15.0
-# Polls in a row that did not reach a host, from which on it is asked one poll at a time.
-BREAKER_FAILURES = 5
 # Tries in a row of the same work that came to nothing, after which it is not chance.
 TRIES = 3
 

@@ -172,9 +172,8 @@ def target_applies_and_drops_its_answer(world: World, report: Report) -> None:
 @fault()
 def content_at_a_target_is_changed_by_somebody_else_while_it_is_delivered(world: World, report: Report) -> None:
     one = http_load(world)
-    with world.frozen_at("deliver.applied", one.name):
-        for folder in world.folders.values():
-            place = folder / one.name / "current/deploy/app.yaml"
-            place.chmod(0o600)
-            place.write_text("0\n")
+    with world.frozen_at("deliver.applied", f"{one.name} us"):
+        place = world.folders["us"] / one.name / "current/deploy/app.yaml"
+        place.chmod(0o600)
+        place.write_text("0\n")
     world.watcher.forget(one.name)

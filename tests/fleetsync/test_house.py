@@ -123,7 +123,8 @@ def test_every_queue_has_a_worker_of_its_own(settings: Settings) -> None:
     children = processes.workers()
     assert [child.name for child in children] == list(QUEUES)
     for child in children:
-        assert child.argv[child.argv.index("--queues") + 1] == child.name
+        assert child.argv[child.argv.index("--queues") + 1] == f"{child.name},{processes.own_queue(child.name)}"
+        assert child.env == {processes.OWN_QUEUE: processes.own_queue(child.name)}
         assert "--without-gossip" in child.argv
         assert "--without-mingle" in child.argv
         assert "--without-heartbeat" in child.argv

@@ -80,7 +80,8 @@ class Work:
             with contextlib.suppress(OSError, ValueError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid and queue.encode() in words:
+                queues = words[words.index(b"--queues") + 1].split(b",")
+                if parent == self.process.pid and queue.encode() in queues:
                     return int(folder.name)
         return 0
 

@@ -102,7 +102,7 @@ def _bring(delivery: Delivery, open_bundle: OpenBundle) -> None:
         return deadline - time.monotonic()
 
     if delivery.removal:
-        hit("deliver.remove", delivery.gitrepo.name)
+        hit("deliver.remove", f"{delivery.gitrepo.name} {delivery.cluster.name}")
         driver.remove(target, order, deadline=left())
         outcome.applied(delivery)
         return
@@ -114,9 +114,9 @@ def _bring(delivery: Delivery, open_bundle: OpenBundle) -> None:
             if plan.removed_part > settings.DELIVERY_MAX_REMOVED_PART:
                 outcome.held_back(delivery, plan.removed, plan.changed + plan.removed + plan.kept)
                 return
-        hit("deliver.apply", delivery.gitrepo.name)
+        hit("deliver.apply", f"{delivery.gitrepo.name} {delivery.cluster.name}")
         driver.apply(target, bundle, order, deadline=left())
-        hit("deliver.applied", delivery.gitrepo.name)
+        hit("deliver.applied", f"{delivery.gitrepo.name} {delivery.cluster.name}")
         if not driver.verify(target, bundle, deadline=left()):
             raise DriverError("verify", "the target does not have what was applied: somebody else changes it")
     outcome.applied(delivery)

@@ -188,7 +188,7 @@ def test_what_is_broken_is_found(kind: str, subject: str, breaks: Break) -> None
 
 WARNINGS = [
     ("failing", REMOTE, "502", update(Remote, consecutive_failures=2, last_error="502")),
-    ("failing", "host git.example.com:443", "7 polls", update(Host, failures=7)),
+    ("failing", "host git.example.com:443", "12 polls", update(Host, failures=12)),
     ("failing", "gitrepo shop", "no such branch", update(GitRepo, ref_failures=1, ref_error="no such branch")),
     ("failing", "gitrepo shop", "disk full", with_job(state="failed", last_error="disk full")),
     ("failing", DELIVERY, "refused", with_delivery(state="failed", last_error="refused")),
@@ -265,7 +265,7 @@ def test_a_host_that_is_busy_or_down_excuses_as_far_as_its_queue_is_long(setting
     assert errors() == []
 
     Remote.objects.update(lease_until=None, lease_token=None, next_poll_at=later(-300))
-    Host.objects.update(failures=5)  # 8 wait, one at a time: 240 s more
+    Host.objects.update(failures=10)  # 8 wait, one at a time: 240 s more
     assert errors() == []
     Remote.objects.update(next_poll_at=later(-340))
     assert len(errors()) == 8
