@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from django.conf import settings
+
 from repos.doctor import facts, probing
-from repos.doctor.bounds import BREAKER_FAILURES
 from repos.doctor.compare import found_in, probed_head, recorded_in, target_fault
 from repos.doctor.examination import asked
 from repos.doctor.finding import WARNING, Finding, Report, report_of
@@ -182,7 +183,7 @@ def remotes_now(keys: set[int], now: datetime) -> dict[int, RemoteNow]:
             row.last_poll_at,
             row.next_poll_at,
             excused=bool(row.consecutive_failures)
-            or row.host.failures >= BREAKER_FAILURES
+            or row.host.failures >= settings.GIT_HOST_BREAKER
             or (row.host_id, row.credential_id or 0) in patient,
             settling=bool(row.returning) or row.pk not in settled,
         )

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import redis
+from django.conf import settings
 
 from fleetsync.redis import redis_client
-from repos.doctor.bounds import BREAKER_FAILURES
 from repos.doctor.finding import ERROR, WARNING, Finding
 from repos.doctor.instants import SUBJECTS
 from repos.doctor.newest import seconds_until
@@ -50,7 +50,7 @@ def failing(now: datetime) -> Iterator[Finding]:
     for url, failures, error, due in polls.values_list("url", "consecutive_failures", "last_error", "next_poll_at"):
         message = f"{failures} polls failed in a row, the next is {seconds_until(due, now)}: {error}"
         yield Finding("failing", f"remote {url}", message, "do what the message says; it is tried again", WARNING)
-    for host in Host.objects.filter(failures__gte=BREAKER_FAILURES).order_by("pk"):
+    for host in Host.objects.filter(failures__gte=settings.GIT_HOST_BREAKER).order_by("pk"):
         message = f"{host.failures} polls in a row did not reach it: it is asked one poll at a time"
         yield Finding("failing", f"host {host}", message, "see whether the host is up and can be reached", WARNING)
     missing = GitRepo.objects.alive().exclude(ref_error="").order_by("pk")

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db.models import F, OuterRef, Q, QuerySet, Subquery
 
-from repos.doctor.bounds import BREAKER_FAILURES, SLACK_SECONDS, TRIES
+from repos.doctor.bounds import SLACK_SECONDS, TRIES
 from repos.doctor.finding import WARNING, Finding
 from repos.models import Adoption, GitRepo, Remote, Revision
 from repos.refs import head_of, was_asked
@@ -119,7 +120,7 @@ def requests(now: datetime) -> Iterator[Finding]:
         requested__gt=F("handled"),
         remote__answered__lt=F("requested"),
         remote__consecutive_failures=0,
-        remote__host__failures__lt=BREAKER_FAILURES,
+        remote__host__failures__lt=settings.GIT_HOST_BREAKER,
     )
     columns = (
         "name",

@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.db.models import Exists, Max, OuterRef, Q
 
-from repos.doctor.bounds import BREAKER_FAILURES, RESYNC_SECONDS, bound_seconds
+from repos.doctor.bounds import CHORE_SECONDS, RAREST_CHORE_SECONDS, bound_seconds
 from repos.doctor.finding import Finding
 from repos.leases import Leased, live_leases
 from repos.models import Adoption, Chore, Cluster, Delivery, GitRepo, Mirror, Remote, SyncJob
@@ -74,7 +74,7 @@ def remotes(now: datetime) -> Iterator[Finding]:
         host = row["host_id"]
         if (host, row["credential_id"] or 0) in patient:
             continue
-        down = row["host__failures"] >= BREAKER_FAILURES
+        down = row["host__failures"] >= settings.GIT_HOST_BREAKER
         abreast = 1 if down else settings.GIT_HOST_CONCURRENCY
         ahead = due[host] if down or live[host] else 0
         bound = bound_seconds(settings.POLL_LEASE, ahead=ahead, abreast=abreast, each_seconds=settings.GIT_TIMEOUT)
@@ -141,10 +141,11 @@ def matching(now: datetime) -> Iterator[Finding]:
 
 def chores(now: datetime) -> Iterator[Finding]:
     """The resync and the like: none at all means that beat or the queue control is not served."""
-    bound = bound_seconds(settings.JOB_LEASE) + RESYNC_SECONDS
     rows = Chore.objects.filter(waits(Chore, now)).values("name", "due_at", *LEASE_COLUMNS)
     for row in rows:
+        bound = bound_seconds(settings.JOB_LEASE) + CHORE_SECONDS.get(row["name"], RAREST_CHORE_SECONDS)
         yield from late(f"chore {row['name']}", row, "due_at", now, bound, "control", what=f"the {row['name']}")
+    bound = bound_seconds(settings.JOB_LEASE) + RAREST_CHORE_SECONDS
     old = GitRepo.objects.filter(created_at__lt=now - timedelta(seconds=bound))
     if not Chore.objects.filter(name=Chore.RESYNC).exists() and old.exists():
         message = f"no resync has ever begun, and there are GitRepos older than {bound:.0f} s"
