@@ -1,6 +1,7 @@
 """What dead processes left on this worker's machine, listed and not removed: whose sweeper should have come by long ago."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ from workers.git_environment import abandoned_run_folders, default_run_folder
 from workers.git_errors import MirrorBusy
 
 MOST = 100
+MIRROR_LOCK = re.compile(r"[0-9a-f]{64}\.lock")
 # A collector comes by once a minute where one machine syncs, and in turn where there are more; with room for a dozen.
 SWEPT_SECONDS = 900.0
 # Between the two looks at a process: one that was just killed is gone at the second.
@@ -43,6 +45,8 @@ def in_mirrors(older_than_seconds: float) -> Iterator[str]:
     """In mirrors that nobody works in at this moment."""
     before = time.time() - older_than_seconds
     for lock in sorted(Path(settings.MIRROR_DIR).glob("*.lock")):
+        if not MIRROR_LOCK.fullmatch(lock.name):
+            continue
         with suppress(MirrorBusy, OSError):
             for path in Mirror(lock.with_suffix("")).leftovers():
                 with suppress(OSError):

@@ -11,10 +11,9 @@ from django.conf import settings
 TICK_SECONDS = 1.0
 # For a doorbell on its way through a queue, a worker that starts anew, and a machine that is busy.
 SLACK_SECONDS = 5.0
-# Between two looks of the resync, by beat's entry.
-RESYNC_SECONDS = 5.0
-# Between two prunings, by beat's entry.
-PRUNE_SECONDS = 60.0
+# Between two looks for each chore, by beat's entries (repos/migrations/0002): none comes more rarely than once a minute.
+CHORE_SECONDS = {"resync": 5.0}
+RAREST_CHORE_SECONDS = 60.0
 # How far ahead an instant may lie beyond what set it: the resync heals it after 5 seconds, at its next look.
 HORIZON_SLACK_SECONDS = 15.0
 # Tries in a row of the same work that came to nothing, after which it is not chance.

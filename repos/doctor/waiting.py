@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.db.models import Exists, Max, OuterRef, Q
 
-from repos.doctor.bounds import PRUNE_SECONDS, RESYNC_SECONDS, bound_seconds
+from repos.doctor.bounds import CHORE_SECONDS, RAREST_CHORE_SECONDS, bound_seconds
 from repos.doctor.finding import Finding
 from repos.leases import Leased, live_leases
 from repos.models import Adoption, Chore, Cluster, Delivery, GitRepo, Mirror, Remote, SyncJob
@@ -141,13 +141,12 @@ def matching(now: datetime) -> Iterator[Finding]:
 
 def chores(now: datetime) -> Iterator[Finding]:
     """The resync and the like: none at all means that beat or the queue control is not served."""
-    bound = bound_seconds(settings.JOB_LEASE) + RESYNC_SECONDS
-    # No tick rings for a pruning: one whose message is lost waits for the next.
-    bounds = {Chore.PRUNE: bound + 2 * PRUNE_SECONDS}
     rows = Chore.objects.filter(waits(Chore, now)).values("name", "due_at", *LEASE_COLUMNS)
     for row in rows:
-        mine = bounds.get(row["name"], bound)
-        yield from late(f"chore {row['name']}", row, "due_at", now, mine, "control", what=f"the {row['name']}")
+        # No tick rings for a chore: one whose message is lost waits for the next.
+        bound = bound_seconds(settings.JOB_LEASE) + 2 * CHORE_SECONDS.get(row["name"], RAREST_CHORE_SECONDS)
+        yield from late(f"chore {row['name']}", row, "due_at", now, bound, "control", what=f"the {row['name']}")
+    bound = bound_seconds(settings.JOB_LEASE) + RAREST_CHORE_SECONDS
     old = GitRepo.objects.filter(created_at__lt=now - timedelta(seconds=bound))
     if not Chore.objects.filter(name=Chore.RESYNC).exists() and old.exists():
         message = f"no resync has ever begun, and there are GitRepos older than {bound:.0f} s"

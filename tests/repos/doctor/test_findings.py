@@ -188,7 +188,7 @@ def test_what_is_broken_is_found(kind: str, subject: str, breaks: Break) -> None
 
 WARNINGS = [
     ("failing", REMOTE, "502", update(Remote, consecutive_failures=2, last_error="502")),
-    ("failing", "host git.example.com:443", "12 polls", update(Host, failures=12)),
+    ("failing", "host git.example.com:443", "17 polls", update(Host, failures=17)),
     ("failing", "gitrepo shop", "no such branch", update(GitRepo, ref_failures=1, ref_error="no such branch")),
     ("failing", "gitrepo shop", "disk full", with_job(state="failed", last_error="disk full")),
     ("failing", DELIVERY, "refused", with_delivery(state="failed", last_error="refused")),
@@ -298,6 +298,14 @@ def test_a_young_house_without_a_resync_is_well() -> None:
     aged(10)
 
     assert errors() == []
+
+
+@pytest.mark.parametrize(("name", "late"), [(Chore.RESYNC, True), (Chore.PRUNE, False)])
+def test_a_chore_waits_for_beat_as_often_as_that_comes(settings: Settings, name: str, late: bool) -> None:
+    settings.JOB_LEASE, settings.SESSION_BUDGET = 3.0, 2.0
+    Chore.objects.update_or_create(name=name, defaults={"due_at": later(-45)})
+
+    assert bool(errors()) is late
 
 
 def test_a_patient_host_may_put_a_poll_off_for_an_hour() -> None:
