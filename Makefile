@@ -36,13 +36,13 @@ run: parts
 	@exec $(BIN)/python manage.py up --with-parent
 
 test: parts-dev
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m 'not faults and not chaos' $(PYTEST_ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 -m 'not faults and not chaos' $(PYTEST_ARGS)
 
 # Both databases in one run; each starts what it needs. RESUME=1 goes on where the last run was stopped, SHARE=1/3 takes a
 # third of the table by SEED.
 faults: parts-dev
 	@FAULTS_RESUME=$(RESUME) FAULTS_SHARE=$(SHARE) FAULTS_SEED=$(SEED) \
-		exec $(BIN)/python -m pytest tests/faults -m faults --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
+		exec $(BIN)/python -m pytest tests/faults -m faults --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 chaos: parts-dev
 	@CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) exec $(BIN)/python -m pytest tests/faults -m chaos --capture no $(PYTEST_ARGS)

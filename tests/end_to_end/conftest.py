@@ -11,16 +11,6 @@ import pytest
 
 from tests.end_to_end.stack import Stack, running_stack
 
-# These have stacks of their own, or take so long that the other scenarios can be done beside them.
-ALONE = {"test_polling", "test_delivery_times"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Scenarios that share a stack run in one process (`--dist loadgroup`)."""
-    for item in items:
-        if item.get_closest_marker("end_to_end"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem if item.path.stem in ALONE else "end_to_end"))
-
 
 @pytest.fixture(autouse=True, scope="session")
 def _database_may_be_looked_at(django_db_blocker: Any) -> Iterator[None]:

@@ -35,14 +35,11 @@ def database_of(item: pytest.Item) -> str:
     return next((database for database in BOTH if f"[{database}" in item.name), "")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """FAULTS_SHARE=1/3 keeps a random third of the table for each database, by FAULTS_SEED; FAULTS_RESUME=1 leaves out
-    what has passed since the last run from the start. Each database has a process of its own (`--dist loadgroup`).
+    what has passed since the last run from the start.
     """
     mine = [item for item in items if database_of(item) and item.path.is_relative_to(ROOT / "tests/faults")]
-    for item in mine:
-        item.add_marker(pytest.mark.xdist_group(f"faults-{database_of(item)}"))
     faults = [item for item in mine if item.get_closest_marker("faults")]
     dropped: set[pytest.Item] = set()
     if share := os.environ.get("FAULTS_SHARE"):
@@ -53,15 +50,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             dropped.update(shuffled[len(shuffled) * part // whole :])
     if os.environ.get("FAULTS_RESUME") and PASSED.exists():
         passed = set(json.loads(PASSED.read_text()))
-        dropped.update(item for item in faults if without_group(item.nodeid) in passed)
+        dropped.update(item for item in faults if item.nodeid in passed)
     if dropped:
         config.hook.pytest_deselected(items=list(dropped))
         items[:] = [item for item in items if item not in dropped]
-
-
-def without_group(nodeid: str) -> str:
-    """pytest-xdist adds the group's name behind an @."""
-    return nodeid.partition("@")[0]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -81,7 +73,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if is_mine and "PYTEST_XDIST_WORKER" not in os.environ:
         passed = json.loads(PASSED.read_text()) if PASSED.exists() else []
         OUT.mkdir(parents=True, exist_ok=True)
-        PASSED.write_text(json.dumps([*passed, without_group(report.nodeid)]))
+        PASSED.write_text(json.dumps([*passed, report.nodeid]))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -341,10 +341,6 @@ class World:
     def disconnect(self) -> None:
         connections[self.stack.alias].close()
 
-    def forget_repairs(self) -> None:
-        """What a test has destroyed and the resync has repaired is not the program's fault."""
-        self.sql("DELETE FROM repos_counter WHERE name = 'repairs'")
-
     def doctor(self, *arguments: str) -> dict[str, Any]:
         """The findings as JSON, whatever the exit status says of them."""
         done = subprocess.run(

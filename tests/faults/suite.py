@@ -1,4 +1,4 @@
-"""The fault suite: each fault of the table on each database that can have it, judged by the oracle."""
+"""The suite over the table: each fault in a world of its database, judged by the oracle."""
 
 import pytest
 
@@ -6,15 +6,17 @@ import pytest
 from tests.faults import broker, database, disks, processes, remotes  # noqa: F401
 from tests.faults.conftest import REPORTS, Worlds
 from tests.faults.judge import Report, judge, look
-from tests.faults.table import BOTH, FAULTS
-
-pytestmark = [pytest.mark.faults, pytest.mark.end_to_end]
-
-CASES = [(kind, name) for kind in BOTH for name, entry in FAULTS.items() if kind in entry.databases]
+from tests.faults.table import FAULTS
 
 
-@pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES])
-def test_nothing_is_lost(worlds: Worlds, kind: str, name: str) -> None:
+def cases(kind: str) -> pytest.MarkDecorator:
+    """Parametrizes a test with the name of every fault that a database of this `kind` can have."""
+    names = [name for name, entry in FAULTS.items() if kind in entry.databases]
+    return pytest.mark.parametrize("name", names, ids=[f"{kind}-{name}" for name in names])
+
+
+def suffer(worlds: Worlds, kind: str, name: str) -> None:
+    """Let the fault happen under load, and judge what is left."""
     entry = FAULTS[name]
     if reason := entry.needs():
         pytest.skip(reason)

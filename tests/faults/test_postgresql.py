@@ -1,0 +1,13 @@
+"""The fault suite on PostgreSQL; a file for each database, so that each has a process of its own (`--dist loadfile`)."""
+
+import pytest
+
+from tests.faults.conftest import Worlds
+from tests.faults.suite import cases, suffer
+
+pytestmark = [pytest.mark.faults, pytest.mark.end_to_end]
+
+
+@cases("postgresql")
+def test_nothing_is_lost(worlds: Worlds, name: str) -> None:
+    suffer(worlds, "postgresql", name)
