@@ -64,6 +64,8 @@ class Followed:
     contents: dict[str, dict[str, str]] = field(default_factory=dict)
     # Commits may come back (A → B → A): the number at a target may then fall.
     reverts: bool = False
+    # Whether the pusher pushes to it; what a fault has registered for itself is pushed to by that fault alone.
+    is_load: bool = True
     url: str = ""
     interval: str = f"{INTERVAL:g}s"
     paths: list[str] = field(default_factory=lambda: ["deploy"])
@@ -260,6 +262,7 @@ class World:
         for number, one in enumerate(new):
             one.url = self.server.url(one.repository) if http and number % 2 else one.repository.file_url
             one.interval = interval
+            one.is_load = prefix == "load"
         targets = [{"clusterSelector": {"matchLabels": {"world": "yes"}}}]
         register_all(
             self.stack,
@@ -422,7 +425,7 @@ class Pusher:
     def _run(self) -> None:
         while not self._over.wait(self.every):
             with self.world.lock:
-                candidates = [one for one in self.world.followed if not one.reverts]
+                candidates = [one for one in self.world.followed if one.is_load and not one.reverts]
                 if candidates:
                     random.choice(candidates).push()
                     self.pushed += 1
