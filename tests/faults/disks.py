@@ -172,7 +172,7 @@ def target_applies_and_drops_its_answer(world: World, report: Report) -> None:
 @fault()
 def content_at_a_target_is_changed_by_somebody_else_while_it_is_delivered(world: World, report: Report) -> None:
     one = http_load(world)
-    with world.frozen_at("deliver.applied", f"{one.name} us"):
+    with world.frozen_at("deliver.applied", f"{one.name} us", push=one):
         place = world.folders["us"] / one.name / "current/deploy/app.yaml"
         place.chmod(0o600)
         place.write_text("0\n")

@@ -113,7 +113,7 @@ def frozen(point: str, lease: float, about: str, world: World, report: Report) -
     """Whoever comes by is frozen beyond its lease, another one does its work, and then it goes on."""
     one = http_load(world)
     late_writes = counter(world, "fenced_writes")
-    with world.frozen_at(point, one.name if about and not world.anyone else "") as pid:
+    with world.frozen_at(point, one.name if about and not world.anyone else "", push=one) as pid:
         time.sleep(lease + TICK + 1)
         report.notes["frozen"] = pid
     if point in ("poll.store", "sync.conclude", "deliver.applied"):

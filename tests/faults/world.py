@@ -385,11 +385,13 @@ class World:
             path.unlink(missing_ok=True)
 
     @contextmanager
-    def frozen_at(self, name: str, about: str = "") -> Iterator[int]:
-        """Freeze whoever comes by `name` first; go on with it when the block ends."""
+    def frozen_at(self, name: str, about: str = "", push: Followed | None = None) -> Iterator[int]:
+        """Freeze whoever comes by `name` first; go on with it when the block ends. A push to `push` brings somebody by."""
         self.arm(name, "stop", about=about)
         pid = 0
         try:
+            if push is not None:
+                push.push()
             pid = self.wait_hit(name)
             yield pid
         finally:
@@ -405,7 +407,7 @@ class World:
 class Pusher:
     """Commits to a random repository of the load, some times a second, until it is told to stop."""
 
-    def __init__(self, world: World, every: float = 0.4) -> None:
+    def __init__(self, world: World, every: float = 1.0) -> None:
         self.world, self.every = world, every
         self.pushed = 0
         self._over = threading.Event()
