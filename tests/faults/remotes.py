@@ -5,7 +5,7 @@ from functools import partial
 
 from tests.end_to_end.manifests import manifest, register_all
 from tests.end_to_end.stack import wait_until
-from tests.faults.judge import Report
+from tests.faults.judge import Report, counter
 from tests.faults.processes import SLACK, http_load
 from tests.faults.table import Fault, add, fault
 from tests.faults.world import BACKOFF_CAP, INTERVAL, TICK, World
@@ -176,6 +176,31 @@ def d1_a_force_while_the_answer_to_an_older_question_is_written(world: World, re
     world.stack.api("POST", f"gitrepos/{one.name}/sync/")
     wait_until("the commit is delivered", lambda: world.delivered(one), 30)
     world.forget([one])
+
+
+@fault(woken=True)
+def j7_old_revisions_go_while_new_ones_come(world: World, report: Report) -> None:
+    """By count, in batches; what is wanted, applied or newest stays, and so do the doors."""
+    one = http_load(world)
+
+    def kept() -> int:
+        found = "SELECT count(*) FROM repos_revision r JOIN repos_gitrepo g ON g.id = r.gitrepo_id WHERE g.name = %s"
+        return int(world.sql(found, one.name)[0][0])
+
+    for _ in range(14):
+        before = world.stack.gitrepo(one.name)["status"]["observed_force_sync_generation"]
+        world.stack.api("POST", f"gitrepos/{one.name}/sync/")
+        wait_until(
+            "the forced sync is handled",
+            lambda before=before: (  # type: ignore[misc]
+                world.stack.gitrepo(one.name)["status"]["observed_force_sync_generation"] > before
+            ),
+            20,
+        )
+    wait_until("old ones are pruned", lambda: counter(world, "pruned") > 0 and kept() <= 12, 60, every=0.5)
+    report.notes["revisions kept"] = kept()
+    for door in ("", "revisions/", "jobs/", "deliveries/", "events/"):
+        world.stack.api("GET", f"gitrepos/{one.name}/{door}")
 
 
 @fault(woken=True)
