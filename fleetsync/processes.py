@@ -44,8 +44,9 @@ def own_queue(queue: str) -> str:
     return f"{queue}.{os.uname().nodename}.{os.getpid()}"
 
 
-def worker(queue: str) -> list[str]:
-    """A Celery worker that serves `queue` and its own one alone, with <QUEUE>_PROCESSES children.
+def worker(queue: str, own: str = "") -> list[str]:
+    """A Celery worker that serves `queue` alone, and `own`, which OWN_QUEUE must name to it, with <QUEUE>_PROCESSES
+    children.
 
     Its node name holds the supervisor's process id, so that workers on one host are told apart. Gossip,
     mingle and heartbeat are how workers hear of each other; ours meet in the database only.
@@ -53,7 +54,7 @@ def worker(queue: str) -> list[str]:
     concurrency = getattr(settings, f"{queue.upper()}_PROCESSES")
     return [
         *(PYTHON, "-m", "celery", "--quiet", "-A", "fleetsync", "worker"),
-        *("--queues", f"{queue},{own_queue(queue)}", "--pool", "prefork", "--concurrency", str(concurrency)),
+        *("--queues", f"{queue},{own}" if own else queue, "--pool", "prefork", "--concurrency", str(concurrency)),
         *("--hostname", f"{queue}-{os.getpid()}@%h"),
         *("--without-gossip", "--without-mingle", "--without-heartbeat"),
     ]
@@ -67,7 +68,7 @@ def workers() -> list[Child]:
     return [
         Child(
             queue,
-            worker(queue),
+            worker(queue, own_queue(queue)),
             env={OWN_QUEUE: own_queue(queue)},
             grace=settings.STOP_GRACE,
             stop_order=1,
