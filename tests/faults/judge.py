@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.end_to_end.stack import wait_until
-from tests.faults.watching import doubled
+from tests.faults.watching import doubled, written_too_late
 from tests.faults.world import INTERVAL, POLL_LEASE, SETTLE, TICK, World
 
 
@@ -121,6 +121,7 @@ def judge_polls(world: World, report: Report, before: Before, *, woken: bool) ->
         polls = world.log.polls_of(one.name, since)
         tries = [poll for poll in world.log.polls if poll.gitrepo == one.name and poll.claimed_at >= since]
         wrong += [f"{one.name} was polled twice at once: {a} and {b}" for a, b in doubled(tries, POLL_LEASE)]
+        wrong += [f"{one.name}: a result came too late and was written: {a}, {b}" for a, b in written_too_late(polls)]
         gaps = [(b.claimed_at - a.claimed_at).total_seconds() for a, b in itertools.pairwise(polls)]
         if gaps:
             report.longest_gap = max(report.longest_gap, *gaps)

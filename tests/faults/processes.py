@@ -114,7 +114,7 @@ def frozen(point: str, lease: float, about: str, world: World, report: Report) -
     one = http_load(world)
     late_writes = counter(world, "fenced_writes")
     with world.frozen_at(point, one.name if about and not world.anyone else "", push=one) as pid:
-        time.sleep(lease + TICK + 1)
+        time.sleep(lease + TICK + 2)
         report.notes["frozen"] = pid
     if point in ("poll.store", "sync.conclude", "deliver.applied"):
         # What stood right before its write comes too late with it, if somebody else has the row by now.

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from tests.faults.world import World
 
 
+# Seconds from a result's being written to its line in the log, on busy cores.
+LOGGED_WITHIN = 1.0
+
+
 @dataclass(frozen=True)
 class Poll:
-    """One line of the log about one poll; `owned` says that its result was written."""
+    """One line of the log about one poll; `owned` says that its result was written, shortly before `logged_at`."""
 
     gitrepo: str
     repository: str
     claimed_at: datetime
+    logged_at: datetime
     seconds: float
     result: str
     owned: bool
@@ -59,12 +64,13 @@ class LogReader:
         if found.get("event") == POLL_LINE:
             claimed_at = datetime.fromisoformat(found["claimed_at"])
             poll = Poll(
-                found["gitrepo"],
-                found["repository"],
-                claimed_at,
-                found["poll_seconds"],
-                found["result"],
-                found["owned"],
+                gitrepo=found["gitrepo"],
+                repository=found["repository"],
+                claimed_at=claimed_at,
+                logged_at=datetime.fromisoformat(found["timestamp"].replace("Z", "+00:00")),
+                seconds=found["poll_seconds"],
+                result=found["result"],
+                owned=found["owned"],
             )
             self.polls.append(poll)
         else:
@@ -85,6 +91,13 @@ def doubled(polls: list[Poll], lease_seconds: float) -> Iterator[tuple[Poll, Pol
     """
     for first, second in itertools.pairwise(sorted(polls, key=lambda poll: poll.claimed_at)):
         if (second.claimed_at - first.claimed_at).total_seconds() < min(first.seconds, lease_seconds) - 0.05:
+            yield first, second
+
+
+def written_too_late(polls: list[Poll]) -> Iterator[tuple[Poll, Poll]]:
+    """Neighbours of which the first was written although the second had claimed the remote since: the fence is down."""
+    for first, second in itertools.pairwise(sorted(polls, key=lambda poll: poll.claimed_at)):
+        if (first.logged_at - second.claimed_at).total_seconds() > LOGGED_WITHIN:
             yield first, second
 
 
