@@ -5,6 +5,7 @@ alike.
 import importlib
 import importlib.util
 import os
+import secrets
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from django.conf import settings
 from fleetsync.supervisor import Child
 
 PYTHON = sys.executable
+# Tells supervisors apart: in containers their process ids are alike, and sometimes their hosts' names.
+INSTANCE = secrets.token_hex(4)
 # Names a worker's own queue to it.
 OWN_QUEUE = "FLEETSYNC_OWN_QUEUE"
 MANAGE = str(settings.BASE_DIR / "manage.py")
@@ -41,7 +44,7 @@ def beat() -> list[str]:
 
 def own_queue(queue: str) -> str:
     """The queue of the one worker that this supervisor runs for `queue`: the watchdog writes to it."""
-    return f"{queue}.{os.uname().nodename}.{os.getpid()}"
+    return f"{queue}.{os.uname().nodename}.{INSTANCE}"
 
 
 def worker(queue: str, own: str = "") -> list[str]:

@@ -5,15 +5,18 @@ import shutil
 import signal
 import time
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import redis
 from celery import Celery
 
 from fleetsync.celery import QUEUES
+from tests.end_to_end.manifests import manifest, register_all
 from tests.end_to_end.stack import wait_until
 from tests.faults.judge import Report
 from tests.faults.table import Fault, add, fault
-from tests.faults.world import INTERVAL, TICK, World
+from tests.faults.world import TICK, World
 from tests.git_servers import Repository
 
 
@@ -86,8 +89,6 @@ def p7_beat_frozen_for_two_seconds_with_two_hundred_due(world: World, report: Re
     names = [f"p7-{number}" for number in range(200)]
     one = Repository.make(world.stack.repositories / "p7.git")
     one.commit({"deploy/app.yaml": "1\n"})
-    from tests.end_to_end.manifests import manifest, register_all
-
     for name in names:
         shutil.copytree(one.folder, world.stack.repositories / f"{name}.git")
     register_all(
@@ -176,21 +177,18 @@ def nonsense_in_the_queues(world: World, report: Report) -> None:
         broker.delete(queue)
 
 
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
 def deaf(queue: str, world: World, report: Report) -> None:
     """Connected, and consuming nothing: its supervisor's watchdog ends it."""
     world.arm("worker.deaf", "raise", about=queue)
     pid = world.wait_hit("worker.deaf", 30)
 
-    def is_gone() -> bool:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
     began = time.monotonic()
     # The other worker empties the queue meanwhile: only its own letter shows that this one takes nothing.
-    wait_until("the deaf worker is replaced", is_gone, 60)
+    wait_until("the deaf worker is replaced", partial(is_gone, pid), 60)
     report.notes["replaced after"] = round(time.monotonic() - began, 2)
 
 
@@ -199,18 +197,9 @@ def worker_frozen(queue: str, world: World, report: Report) -> None:
     pid = world.celery_parents(queue)[0]
     os.kill(pid, signal.SIGSTOP)
 
-    def is_gone() -> bool:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    wait_until("the frozen worker is replaced", is_gone, 60)
+    wait_until("the frozen worker is replaced", partial(is_gone, pid), 60)
 
 
 for _queue in ("poll",):
-    add(Fault(f"deaf_worker_for_{_queue}", lambda w, r, q=_queue: deaf(q, w, r)))  # type: ignore[misc]
-    add(Fault(f"frozen_worker_for_{_queue}", lambda w, r, q=_queue: worker_frozen(q, w, r)))  # type: ignore[misc]
-
-__all__ = ["INTERVAL"]
+    add(Fault(f"deaf_worker_for_{_queue}", partial(deaf, _queue)))
+    add(Fault(f"frozen_worker_for_{_queue}", partial(worker_frozen, _queue)))

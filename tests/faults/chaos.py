@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from tests.end_to_end.stack import ApiError
 from tests.faults.judge import Report
+from tests.faults.load import Followed
 from tests.faults.table import FAULTS
-from tests.faults.world import Followed, World
+from tests.faults.world import World
 
 # Those that need no quiet world and no GitRepos of their own.
 DRAWN = [

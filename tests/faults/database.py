@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -26,7 +27,7 @@ def restarted(point: str, world: World, report: Report) -> None:
 
 
 for _point in ("tick", "claim.remote", "claim.syncjob", "claim.delivery", "poll.commit"):
-    add(Fault(f"postgresql_restarted_at_{_point}", lambda w, r, p=_point: restarted(p, w, r), POSTGRESQL))  # type: ignore[misc]
+    add(Fault(f"postgresql_restarted_at_{_point}", partial(restarted, _point), POSTGRESQL))
 
 
 @fault(databases=POSTGRESQL)
@@ -52,7 +53,7 @@ def table_locked(table: str, world: World, report: Report) -> None:
 
 
 for _table in ("repos_remote", "repos_syncjob", "repos_delivery"):
-    add(Fault(f"table_locked_{_table}", lambda w, r, t=_table: table_locked(t, w, r), POSTGRESQL))  # type: ignore[misc]
+    add(Fault(f"table_locked_{_table}", partial(table_locked, _table), POSTGRESQL))
 
 
 @fault(databases=SQLITE)
@@ -154,7 +155,7 @@ def destroyed(how: str, world: World, report: Report) -> None:
 
 
 for _how in DESTROYED:
-    add(Fault(f"p12_schedule_destroyed_{_how}", lambda w, r, h=_how: destroyed(h, w, r), woken=True))  # type: ignore[misc]
+    add(Fault(f"p12_schedule_destroyed_{_how}", partial(destroyed, _how), woken=True))
 
 
 def clock_stepped(hours: int, world: World, report: Report) -> None:
@@ -177,7 +178,7 @@ for _hours in (1, -1):
     add(
         Fault(
             f"clock_stepped_{_hours:+d}h",
-            lambda w, r, h=_hours: clock_stepped(h, w, r),  # type: ignore[misc]
+            partial(clock_stepped, _hours),
             clock=True,
             woken=True,
             needs=no_compiler,

@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.end_to_end.stack import wait_until
@@ -78,7 +79,7 @@ for _disk in ("mirrors", "bundles"):
         add(
             Fault(
                 f"{_disk}_{_kind}",
-                lambda w, r, d=_disk, k=_kind: disk(d, k, w, r),  # type: ignore[misc]
+                partial(disk, _disk, _kind),
                 woken=True,
                 needs=cannot_mount,
             )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.end_to_end.stack import wait_until
+from tests.faults.load import INTERVAL
 from tests.faults.watching import doubled, written_too_late
-from tests.faults.world import INTERVAL, POLL_LEASE, SETTLE, TICK, World
+from tests.faults.world import POLL_LEASE, SETTLE, TICK, World
 
 
 @dataclass

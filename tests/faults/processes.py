@@ -9,8 +9,9 @@ from itertools import pairwise
 
 from tests.end_to_end.stack import wait_until
 from tests.faults.judge import Report, counter
+from tests.faults.load import INTERVAL, Followed
 from tests.faults.table import Fault, add, fault
-from tests.faults.world import DELIVERY_LEASE, INTERVAL, JOB_LEASE, POLL_LEASE, TICK, Followed, World
+from tests.faults.world import DELIVERY_LEASE, JOB_LEASE, POLL_LEASE, TICK, World
 from tests.git_servers import Behaviour
 
 # From an instant to its being seen: a message, a process that must get a turn, a write.

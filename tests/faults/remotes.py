@@ -6,9 +6,10 @@ from functools import partial
 from tests.end_to_end.manifests import manifest, register_all
 from tests.end_to_end.stack import wait_until
 from tests.faults.judge import Report, counter
-from tests.faults.processes import SLACK, http_load
+from tests.faults.load import INTERVAL
+from tests.faults.processes import http_load
 from tests.faults.table import Fault, add, fault
-from tests.faults.world import BACKOFF_CAP, INTERVAL, TICK, World
+from tests.faults.world import BACKOFF_CAP, TICK, World
 from tests.git_servers import Behaviour, Repository
 
 ADVERTISEMENT, PACK = "info/refs", "git-upload-pack"
@@ -234,6 +235,3 @@ def j8_deleted_while_everything_of_it_is_under_way(world: World, report: Report)
     world.log.look()
     assert not [p for p in world.log.polls[seen:] if p.gitrepo.startswith("j8-")]
     assert not world.is_anywhere(going.name), "something came back"
-
-
-__all__ = ["SLACK"]
