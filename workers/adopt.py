@@ -9,9 +9,10 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, DateTimeField, F, Q, Value, When
 
+from fleetsync.limits import CONTROL
 from repos.adoption import adopt
 from repos.deliveries import rematch
-from repos.leases import claim, database_now, finish
+from repos.leases import Renewer, claim, database_now, finish, give_back
 from repos.models import Adoption, Cluster, GitRepo
 
 log = structlog.get_logger(__name__)
@@ -27,20 +28,31 @@ def run_adoptions(*, budget_seconds: float, stopping: Callable[[], bool]) -> int
     """Adopt until nothing is due or the budget is over; how many answers were adopted."""
     until = time.monotonic() + budget_seconds
     adopted = 0
-    while time.monotonic() < until and not stopping():
-        batch = claim(Adoption, limit=BATCH, seconds=settings.JOB_LEASE)
-        for adoption in batch:
-            if time.monotonic() >= until or stopping():
-                finish(adoption)  # it stays due
-                continue
-            if _tried(adopt, adoption):
-                finish(adoption, due_at=_unless("wanted", adoption.wanted), wait_seconds=0, failures=0)
-            else:
-                finish(adoption, failures=F("failures") + 1, **Adoption.due_in(database_now(), RETRY_SECONDS))
+    with Renewer(settings.JOB_LEASE) as renewer:
+        # What may be the end of its workers is tried with nothing beside it, once in each session.
+        for suspect in claim(Adoption, limit=1, seconds=settings.JOB_LEASE, suspects=True):
+            _adopt(suspect, renewer)
             adopted += 1
-        if len(batch) < BATCH:
-            break
+        while time.monotonic() < until and not stopping():
+            batch = claim(Adoption, limit=BATCH, seconds=settings.JOB_LEASE, suspects=False)
+            for adoption in batch:
+                if time.monotonic() >= until or stopping():
+                    give_back(adoption)  # it stays due
+                    continue
+                _adopt(adoption, renewer)
+                adopted += 1
+            if len(batch) < BATCH:
+                break
     return adopted
+
+
+def _adopt(adoption: Adoption, renewer: Renewer) -> None:
+    with renewer.keeping(adoption, deadline_seconds=CONTROL):
+        done = _tried(adopt, adoption)
+    if done:
+        finish(adoption, due_at=_unless("wanted", adoption.wanted), wait_seconds=0, failures=0)
+    else:
+        finish(adoption, failures=F("failures") + 1, **Adoption.due_in(database_now(), RETRY_SECONDS))
 
 
 def _tried(work: Callable[[Row], int], row: Row) -> bool:
@@ -65,16 +77,19 @@ def run_matching(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
     """Match clusters whose labels or groups changed against the targets of all GitRepos; how many clusters."""
     until = time.monotonic() + budget_seconds
     matched = 0
-    while time.monotonic() < until and not stopping():
-        batch = claim(Cluster, limit=1, seconds=settings.JOB_LEASE)
-        for cluster in batch:
-            if _tried(match_cluster, cluster):
-                finish(cluster, match_due_at=_unless("match_wanted", cluster.match_wanted), wait_seconds=0)
-            else:
-                finish(cluster, **Cluster.due_in(database_now(), RETRY_SECONDS))
-        matched += len(batch)
-        if not batch:
-            break
+    with Renewer(settings.JOB_LEASE) as renewer:
+        while time.monotonic() < until and not stopping():
+            batch = claim(Cluster, limit=1, seconds=settings.JOB_LEASE)
+            for cluster in batch:
+                with renewer.keeping(cluster, deadline_seconds=CONTROL):
+                    done = _tried(match_cluster, cluster)
+                if done:
+                    finish(cluster, match_due_at=_unless("match_wanted", cluster.match_wanted), wait_seconds=0)
+                else:
+                    finish(cluster, **Cluster.due_in(database_now(), RETRY_SECONDS))
+            matched += len(batch)
+            if not batch:
+                break
     return matched
 
 

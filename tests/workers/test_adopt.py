@@ -14,6 +14,7 @@ from tests.core import (
     A,
     answered,
     cluster,
+    expire,
     fresh,
     is_due,
     observed,
@@ -47,6 +48,24 @@ def test_every_answer_is_adopted() -> None:
     assert not GitRepo.objects.exclude(observed_commit=A).exists()
     assert not Adoption.objects.filter(due_at__isnull=False).exists()
     assert adopts() == 0
+
+
+def test_what_died_with_its_workers_twice_is_adopted_alone() -> None:
+    """One of them may be what ends the workers: with it dies nothing but itself."""
+    suspects = [register(f"s{number}", url=f"https://git.example.com/s{number}") for number in range(3)]
+    for gitrepo in suspects:
+        answered(gitrepo.remote, {MAIN: A})
+    for _ in range(2):
+        for row in claim(Adoption, limit=adopt.BATCH, seconds=30, suspects=False):
+            expire(row)
+    well = register("well", url="https://git.example.com/well")
+    answered(well.remote, {MAIN: A})
+
+    # A session tries one suspect, then whoever is none.
+    assert [adopts() for _ in range(4)] == [2, 1, 1, 0]
+
+    assert not GitRepo.objects.exclude(observed_commit=A).exists()
+    assert not Adoption.objects.filter(crashes__gt=0).exists()
 
 
 def test_an_answer_that_came_meanwhile_leaves_it_due() -> None:
