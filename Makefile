@@ -36,7 +36,7 @@ run: parts
 	@exec $(BIN)/python manage.py up --with-parent
 
 test: parts-dev
-	@exec $(BIN)/python -m pytest --numprocesses 2 -m 'not faults and not chaos' $(PYTEST_ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not faults and not chaos' $(PYTEST_ARGS)
 
 # Both databases in one run; each starts what it needs. RESUME=1 goes on where the last run was stopped, SHARE=1/3 takes a
 # third of the table by SEED.
