@@ -14,6 +14,7 @@ from repos.models import (
     Host,
     HostNotBefore,
     Mirror,
+    Probe,
     Remote,
     Revision,
     SyncJob,
@@ -130,7 +131,7 @@ class BundleAdmin(ReadOnlyAdmin):
 
 @admin.register(Host)
 class HostAdmin(ReadOnlyAdmin):
-    list_display = ["name", "port"]
+    list_display = ["name", "port", "failures", "failing_since"]
     search_fields = ["name"]
 
 
@@ -152,6 +153,21 @@ class AdoptionAdmin(ReadOnlyAdmin):
     list_display = ["remote", "due_at", "wanted"]
     list_select_related = ["remote"]
     search_fields = ["remote__url"]
+
+
+@admin.register(Probe)
+class ProbeAdmin(ReadOnlyAdmin):
+    list_display = ["kind", "remote", "delivery", "worker_host", "created_at", "ended_at", "reason"]
+    list_select_related = ["remote", "delivery__gitrepo", "delivery__cluster"]
+    list_filter = ["kind"]
+    search_fields = ["remote__url", "delivery__gitrepo__name", "worker_host"]
+    # A remote's answer may be a hundred thousand refs.
+    exclude = ["answer"]
+    ordering = ["-pk"]
+
+    @admin.display(description="error")
+    def reason(self, probe: Probe) -> str:
+        return cut(probe.error)
 
 
 @admin.register(Chore)
