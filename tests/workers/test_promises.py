@@ -355,7 +355,7 @@ def test_nothing_asked_for_is_forgotten() -> None:
     run_state_machine_as_test(
         World,
         settings=hypothesis_settings(
-            max_examples=20,
+            max_examples=12,
             stateful_step_count=30,
             deadline=None,
             database=None,
