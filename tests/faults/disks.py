@@ -1,6 +1,5 @@
 """Faults of the worker machines' disks and of targets."""
 
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,13 +11,9 @@ from tests.end_to_end.stack import wait_until
 from tests.faults.judge import Report
 from tests.faults.processes import http_load
 from tests.faults.table import Fault, add, fault
-from tests.faults.world import BACKOFF_CAP, World
+from tests.faults.world import BACKOFF_CAP, World, cannot_mount
 
 MIB = 1024 * 1024
-
-
-def cannot_mount() -> str:
-    return "" if os.getuid() == 0 else "only root can mount a small disk"
 
 
 @contextmanager
