@@ -118,7 +118,8 @@ def frozen(point: str, lease: float, about: str, world: World, report: Report) -
         time.sleep(lease + TICK + 2)
         report.notes["frozen"] = pid
     if point in ("poll.store", "sync.conclude", "deliver.applied"):
-        # What stood right before its write comes too late with it, if somebody else has the row by now.
+        # For the report alone: whether somebody has taken the row by now is a matter of who was free. What a write that
+        # came too late would break is judged like everything else, and the mutant without the fence shows that it is.
         with suppress(AssertionError):
             wait_until("its late write is dropped", lambda: counter(world, "fenced_writes") > late_writes, 10)
     report.notes["late writes dropped"] = counter(world, "fenced_writes") - late_writes

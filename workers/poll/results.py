@@ -169,7 +169,9 @@ def _store(findings: Sequence[Finding]) -> int:
         for finding in findings:
             if finding.claimed.remote.pk in mine:
                 _record_health(finding, now)
-        Counter.add(Tally(("polls", f"result={_result(f)}") for f in findings))
+        counted = Tally(("polls", f"result={_result(f)}") for f in findings)
+        counted["fenced_writes", "stage=poll"] = len(findings) - len(mine)
+        Counter.add(counted)
         hit("poll.commit")
     schedules = dict(Remote.objects.filter(pk__in=mine).values_list("pk", "next_poll_at"))
     for finding in findings:

@@ -375,6 +375,8 @@ def test_a_late_answer_is_dropped(remote: Remote) -> None:
     [current] = claim_remotes(5)
 
     assert says(late, {MAIN: A}) == 0
+    # Whoever reads the metrics sees that somebody came too late.
+    assert Counter.objects.get(name="fenced_writes", label="stage=poll").value == 1
 
     row = fresh(remote)
     assert (row.refs, row.change, row.lease_token) == ({}, 0, current.remote.lease_token)
