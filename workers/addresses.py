@@ -30,12 +30,17 @@ def with_allowed(access: RemoteAccess, found: Iterable[Any]) -> RemoteAccess:
     addresses = dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found)
     allowed = tuple(address for address in addresses if address_is_allowed(address))
     if not allowed:
-        raise AccessError(
-            "address",
-            "The host's name leads to a private address, which is refused: correct the url, or have the operator add the "
-            "network to GIT_ALLOWED_NETWORKS.",
-        )
+        raise private_address()
     return replace(access, addresses=allowed)
+
+
+def private_address() -> AccessError:
+    """For a name that leads to no address which may be connected to."""
+    return AccessError(
+        "address",
+        "The host's name leads to a private address, which is refused: correct the url, or have the operator add the "
+        "network to GIT_ALLOWED_NETWORKS.",
+    )
 
 
 def _unknown() -> AccessError:

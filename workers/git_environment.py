@@ -116,7 +116,7 @@ def git_environment(access: RemoteAccess, run_folder: Path | None = None) -> Ite
     (DATA_DIR/run by default) that stays locked while it is in use; what a killed process left is removed by
     sweep_run_folder(). AccessError if the access contradicts itself, or if ssh has no known host keys.
     """
-    _check(access)
+    check_access(access)
     with _private_folder(run_folder or default_run_folder()) as folder:
         home = folder / "home"
         home.mkdir(mode=0o500)
@@ -125,7 +125,7 @@ def git_environment(access: RemoteAccess, run_folder: Path | None = None) -> Ite
         secrets = [access.secret, *_user_information(access.url)]
         if access.scheme in ("https", "http"):
             config.update(_http_config(access, folder))
-            secrets.append(_authorization(access).removeprefix("Authorization: Basic "))
+            secrets.append(authorization_header(access).removeprefix("Authorization: Basic "))
             env.update({name: os.environ[name] for name in PROXY_VARIABLES if name in os.environ})
         elif access.scheme == "ssh":
             env["GIT_SSH_COMMAND"] = _ssh_command(access, folder)
@@ -196,7 +196,8 @@ def _private_folder(parent: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _check(access: RemoteAccess) -> None:
+def check_access(access: RemoteAccess) -> None:
+    """Raises AccessError if the access contradicts itself, or if ssh has no known host keys."""
     scheme = access.scheme
     if access.kind not in KINDS:
         raise AccessError("credential", "The credential's kind is not one of none, basic, token and ssh.")
@@ -281,7 +282,7 @@ def _http_config(access: RemoteAccess, folder: Path) -> dict[str, str]:
     }
     if access.ca_bundle:
         config["http.sslCAInfo"] = str(_write(folder / "ca.pem", access.ca_bundle))
-    if header := _authorization(access):
+    if header := authorization_header(access):
         config["http.extraHeader"] = header
     if access.addresses:
         name, port = access.host
@@ -290,7 +291,7 @@ def _http_config(access: RemoteAccess, folder: Path) -> dict[str, str]:
     return config
 
 
-def _authorization(access: RemoteAccess) -> str:
+def authorization_header(access: RemoteAccess) -> str:
     """The header; a token goes as a password too, because every forge takes it there, and few take Bearer."""
     if access.kind not in ("basic", "token"):
         return ""

@@ -20,7 +20,7 @@ from workers import sync as syncing
 from workers import tick as ticking
 from workers.deliver.session import run_session
 from workers.poll.engine import Engine
-from workers.poll.plain import PlainEngine
+from workers.poll.everything import RemoteEngine
 from workers.poll.session import Session
 
 # Adoption shares its processes with the tick, so it makes room for it often.
@@ -30,7 +30,7 @@ CONTROL_BUDGET_SECONDS = 2.0
 @cache
 def _engine() -> Engine:
     """One engine for this process: what it keeps open serves the next session."""
-    return PlainEngine()
+    return RemoteEngine()
 
 
 @shared_task(time_limit=hard_limit("control"), ignore_result=True)

@@ -31,7 +31,7 @@ from workers import adopt, probes, sync
 from workers.debris import debris, orphans
 from workers.deliver.session import claim_deliveries, deliver
 from workers.fetch.locks import locked
-from workers.poll.plain import PlainEngine
+from workers.poll.everything import RemoteEngine
 from workers.poll.session import Session
 from workers.tick import tick
 
@@ -76,7 +76,7 @@ def a_cluster(tmp_path: Path) -> None:
 
 def work() -> None:
     """One turn of every stage."""
-    engine = PlainEngine()
+    engine = RemoteEngine()
     try:
         Session(engine, limit=10, budget_seconds=1, stopping=never).run()
     finally:
@@ -89,7 +89,7 @@ def work() -> None:
 
 def answer() -> None:
     """One turn of every worker that answers the doctor."""
-    engine = PlainEngine()
+    engine = RemoteEngine()
     try:
         probes.ask_remotes(engine, budget_seconds=5, stopping=never)
     finally:

@@ -4,7 +4,7 @@ A session gives an engine requests and collects results; what protocol is spoken
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from workers.git_environment import RemoteAccess
@@ -23,6 +23,10 @@ class PollRequest:
     timeout_seconds: float
     max_refs: int
 
+    def within(self, seconds: float) -> "PollRequest":
+        """The same with less time for it."""
+        return replace(self, timeout_seconds=max(0.1, seconds))
+
 
 @dataclass(frozen=True, slots=True)
 class PollError:
@@ -35,12 +39,21 @@ class PollError:
 
 @dataclass(frozen=True, slots=True)
 class PollResult:
-    """The answer to one request: `refs` ({full name: commit, tags peeled}) or an `error`. `seconds` is what it took."""
+    """The answer to one request: `refs` ({full name: commit, tags peeled}) or an `error`. `seconds` is what it took.
+
+    `moved_to` is the URL that the host redirected to, "" where it did not.
+    """
 
     key: int
     seconds: float
     refs: Mapping[str, str] = field(default_factory=dict)
     error: PollError | None = None
+    moved_to: str = ""
+
+
+def timed_out(request: PollRequest) -> PollError:
+    seconds = f"{request.timeout_seconds:g}"
+    return PollError("timeout", f"the server did not answer within {seconds} s: check it, or raise GIT_TIMEOUT")
 
 
 class Engine(Protocol):

@@ -1,4 +1,4 @@
-"""The plain engine: git's own ls-remote, one process for each request, in one event loop.
+"""What is left to git: its own ls-remote, one process for each request.
 
 Slow (some 8 ms of CPU for each poll) and right by definition: it is git. Every process group is killed at its deadline,
 and with this process: the session's thread, which starts them, is a worker's main thread.
@@ -10,7 +10,6 @@ import re
 import signal
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import structlog
@@ -19,7 +18,8 @@ from workers.addresses import resolved_soon
 from workers.git_child import dies_with_us
 from workers.git_environment import AccessError, git_environment
 from workers.git_errors import cleaner, error_from
-from workers.poll.engine import PollError, PollRequest, PollResult
+from workers.poll.conversation import NOT_GIT, too_many
+from workers.poll.engine import PollError, PollRequest, PollResult, timed_out
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,6 @@ BYTES_PER_REF = 200
 STDERR_BYTES = 64 * 1024
 # For a process that was killed to be gone.
 KILLED_SECONDS = 5.0
-RESOLVERS = 64
 PEELED = "^{}"
 # What a server of Git says of its answers, and how to make git print it (without contents, and with secrets left out).
 GIT_CONTENT = b"application/x-git-upload-pack-"
@@ -36,48 +35,8 @@ TRACE = {"GIT_TRACE_CURL": "2", "GIT_TRACE_CURL_NO_DATA": "1", "GIT_TRACE_REDACT
 TRACED = re.compile(rb"^.*? http\.c:\d+ .*$\n?", re.MULTILINE)
 
 
-NOT_GIT = "The server answered with something that is not Git, such as a login page. Check the URL and the credential."
-
-
-class PlainEngine:
-    """Asks each remote with `git ls-remote`. Not thread-safe: one session uses it at a time."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        # Names are resolved in threads: so many that a resolver which says nothing holds up only those who ask it.
-        self._resolvers = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
-        self._loop.set_default_executor(self._resolvers)
-        self._running: set[asyncio.Task[PollResult]] = set()
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._running)
-
-    def start(self, request: PollRequest) -> None:
-        self._running.add(self._loop.create_task(_ask(request)))
-
-    def wait(self, timeout_seconds: float) -> list[PollResult]:
-        if not self._running:
-            return []
-        done, self._running = self._loop.run_until_complete(
-            asyncio.wait(self._running, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-        )
-        return [task.result() for task in done]
-
-    def abandon(self) -> None:
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            self._loop.run_until_complete(asyncio.wait(self._running, timeout=5))
-        self._running = set()
-
-    def close(self) -> None:
-        self.abandon()
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
-        self._loop.close()
-
-
-async def _ask(request: PollRequest) -> PollResult:
+async def ask_git(request: PollRequest) -> PollResult:
+    """Never raises for what a remote does."""
     started = time.monotonic()
 
     def failed(cause: str, message: str) -> PollResult:
@@ -94,15 +53,12 @@ async def _ask(request: PollRequest) -> PollResult:
                     # git takes a login page for a repository without refs; it must not be taken for deleted branches.
                     output, errors, status = await _run(request, {**environment.env, **TRACE})
                     if not output and not status and GIT_CONTENT not in errors:
-                        return failed("not-git", NOT_GIT)
+                        return PollResult(request.key, time.monotonic() - started, error=NOT_GIT)
                     errors = TRACED.sub(b"", errors)
     except AccessError as error:
         return failed(error.cause, str(error))
     except TimeoutError:
-        return failed(
-            "timeout",
-            f"the server did not answer within {request.timeout_seconds:g} s: check it, or raise GIT_TIMEOUT",
-        )
+        return PollResult(request.key, time.monotonic() - started, error=timed_out(request))
     except OSError as error:
         return failed("git-missing", f"git could not be started: {error.strerror}")
     except Exception:  # (one poll's fault must not end the session, which holds the leases of fifty)
@@ -113,10 +69,7 @@ async def _ask(request: PollRequest) -> PollResult:
         return failed(failure.cause, str(failure))
     refs = parse_refs(output)
     if len(output) >= request.max_refs * BYTES_PER_REF or len(refs) > request.max_refs:
-        return failed(
-            "limit",
-            f"the repository has more than {request.max_refs} refs: raise GIT_MAX_REFS, or follow a branch by name",
-        )
+        return PollResult(request.key, time.monotonic() - started, error=too_many(request))
     return PollResult(request.key, time.monotonic() - started, refs)
 
 

@@ -1,4 +1,4 @@
-"""The plain engine against real git servers, well and unwell."""
+"""What engines say of real git servers, well and unwell: the one that speaks everything, and git alone, which is right."""
 
 import base64
 import os
@@ -13,8 +13,10 @@ from pytest_django import Settings
 
 from tests.git_servers import GitServer, Repository, git_server
 from workers.git_environment import RemoteAccess
-from workers.poll.engine import PollRequest, PollResult
-from workers.poll.plain import PlainEngine, parse_refs
+from workers.poll.engine import Engine, PollRequest, PollResult
+from workers.poll.everything import RemoteEngine
+from workers.poll.loop import LoopEngine
+from workers.poll.plain import ask_git, parse_refs
 
 ROOT = Path(__file__).resolve().parents[3]
 MAIN = "refs/heads/main"
@@ -29,9 +31,17 @@ def run_folder(settings: Settings, tmp_path: Path) -> Path:
     return tmp_path / "data" / "run"
 
 
+@pytest.fixture(params=["everything", "git"])
+def engine(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Engine]:
+    settings.GIT_ALLOWED_NETWORKS = ["127.0.0.0/8"]
+    engine = RemoteEngine() if request.param == "everything" else LoopEngine(ask_git)
+    yield engine
+    engine.close()
+
+
 @pytest.fixture
-def engine() -> Iterator[PlainEngine]:
-    engine = PlainEngine()
+def git() -> Iterator[Engine]:
+    engine = LoopEngine(ask_git)
     yield engine
     engine.close()
 
@@ -55,7 +65,7 @@ def request(
     return PollRequest(key, RemoteAccess(url, **access), refs or (MAIN,), timeout, max_refs)  # type: ignore[arg-type]
 
 
-def collect(engine: PlainEngine, *, seconds: float = 40.0) -> dict[int, PollResult]:
+def collect(engine: Engine, *, seconds: float = 40.0) -> dict[int, PollResult]:
     results: dict[int, PollResult] = {}
     end = time.monotonic() + seconds
     while engine.in_flight and time.monotonic() < end:
@@ -65,7 +75,7 @@ def collect(engine: PlainEngine, *, seconds: float = 40.0) -> dict[int, PollResu
 
 
 @pytest.fixture
-def ask(engine: PlainEngine) -> Ask:
+def ask(engine: Engine) -> Ask:
     def call(url: str, *refs: str, **more: object) -> PollResult:
         engine.start(request(url, *refs, **more))  # type: ignore[arg-type]
         return collect(engine)[1]
@@ -176,9 +186,10 @@ def test_a_wrong_credential_is_said_and_not_shown(
 
 
 def test_no_secret_stands_in_an_argument_list(
-    engine: PlainEngine, server: GitServer, repository: Repository, run_folder: Path
+    git: Engine, server: GitServer, repository: Repository, run_folder: Path
 ) -> None:
     server.behaviour.hang_before = True
+    engine = git
     engine.start(request(server.url(repository), kind="basic", username="git", secret=SECRET, timeout=3.0))
     engine.wait(0.1)
     end = time.monotonic() + 2
@@ -254,7 +265,7 @@ def test_more_refs_than_allowed_are_refused(ask: Ask, open_server: GitServer, re
     assert error is not None and error.cause == "limit" and "GIT_MAX_REFS" in error.message
 
 
-def test_an_answer_without_end_is_cut_off(engine: PlainEngine, open_server: GitServer, repository: Repository) -> None:
+def test_an_answer_without_end_is_cut_off(engine: Engine, open_server: GitServer, repository: Repository) -> None:
     commit = repository.head()
     lines = "".join(f"{commit} refs/tags/v{number:06}\n" for number in range(20_000))
     (repository.folder / "packed-refs").write_text("# pack-refs with: peeled fully-peeled sorted \n" + lines)
@@ -267,7 +278,7 @@ def test_an_answer_without_end_is_cut_off(engine: PlainEngine, open_server: GitS
 
 
 def test_a_server_that_hangs_is_left_at_the_deadline_with_nothing_behind(
-    engine: PlainEngine, open_server: GitServer, repository: Repository, run_folder: Path
+    engine: Engine, open_server: GitServer, repository: Repository, run_folder: Path
 ) -> None:
     open_server.behaviour.hang_before = True
     started = time.monotonic()
@@ -278,11 +289,11 @@ def test_a_server_that_hangs_is_left_at_the_deadline_with_nothing_behind(
     assert 0.9 < time.monotonic() - started < 5
     assert result.error is not None and result.error.cause == "timeout" and "GIT_TIMEOUT" in result.error.message
     assert group_members(str(run_folder)) == []
-    assert list(run_folder.iterdir()) == []
+    assert list(run_folder.glob("*")) == []
 
 
 def test_a_server_that_stops_in_the_middle(
-    engine: PlainEngine, open_server: GitServer, repository: Repository, run_folder: Path
+    engine: Engine, open_server: GitServer, repository: Repository, run_folder: Path
 ) -> None:
     open_server.behaviour.hang_after_bytes = 20
     engine.start(request(open_server.url(repository), timeout=1.0))
@@ -293,7 +304,7 @@ def test_a_server_that_stops_in_the_middle(
     assert group_members(str(run_folder)) == []
 
 
-def test_ten_that_hang_delay_nobody(engine: PlainEngine, tmp_path: Path, repository: Repository) -> None:
+def test_ten_that_hang_delay_nobody(engine: Engine, tmp_path: Path, repository: Repository) -> None:
     """50 in flight, 10 of them to a server that says nothing."""
     with git_server(tmp_path / "served") as silent:
         silent.behaviour.hang_before = True
@@ -314,7 +325,7 @@ def test_ten_that_hang_delay_nobody(engine: PlainEngine, tmp_path: Path, reposit
 
 
 def test_closing_ends_everything_in_flight(open_server: GitServer, repository: Repository, run_folder: Path) -> None:
-    engine = PlainEngine()
+    engine = LoopEngine(ask_git)
     open_server.behaviour.hang_before = True
     for key in range(3):
         engine.start(request(open_server.url(repository), key=key))
@@ -325,7 +336,7 @@ def test_closing_ends_everything_in_flight(open_server: GitServer, repository: R
 
     assert engine.in_flight == 0
     assert group_members(str(run_folder)) == []
-    assert list(run_folder.iterdir()) == []
+    assert list(run_folder.glob("*")) == []
 
 
 # Polls as a worker's child does, from its main thread.
@@ -335,9 +346,10 @@ import django
 django.setup()
 from workers.git_environment import RemoteAccess
 from workers.poll.engine import PollRequest
-from workers.poll.plain import PlainEngine
+from workers.poll.loop import LoopEngine
+from workers.poll.plain import ask_git
 
-engine = PlainEngine()
+engine = LoopEngine(ask_git)
 for key in range(3):
     engine.start(PollRequest(key, RemoteAccess(sys.argv[1]), ("refs/heads/main",), 100.0, 1000))
 engine.wait(100)
@@ -372,7 +384,7 @@ def test_a_worker_that_is_killed_takes_its_git_along(
     assert group_members(marker) == []
 
 
-def test_waiting_for_nothing_takes_no_time(engine: PlainEngine) -> None:
+def test_waiting_for_nothing_takes_no_time(engine: Engine) -> None:
     started = time.monotonic()
     assert engine.wait(5) == []
     assert time.monotonic() - started < 1

@@ -1,0 +1,71 @@
+"""The engine that speaks all that a Remote's URL can name: http(s) over libcurl, ssh over kept connections, and what is left
+(files, and web servers that know nothing of Git) by git itself.
+"""
+
+import time
+
+from workers.git_environment import AccessError
+from workers.poll.curl import CurlEngine
+from workers.poll.engine import PollError, PollRequest, PollResult
+from workers.poll.loop import LoopEngine
+from workers.poll.plain import ask_git
+
+
+class RemoteEngine:
+    """Not thread-safe: one session uses it at a time."""
+
+    def __init__(self) -> None:
+        self._loop = LoopEngine(self._ask)
+        self._curl = CurlEngine(left_to_git=self._loop.start)
+        self._refused: list[PollResult] = []
+
+    async def _ask(self, request: PollRequest) -> PollResult:
+        result = await ask_git(request)
+        if result.error is not None:
+            # It may speak more by now.
+            self._curl.forget(request.access.url)
+        return result
+
+    @property
+    def in_flight(self) -> int:
+        return self._curl.in_flight + self._loop.in_flight + len(self._refused)
+
+    def start(self, request: PollRequest) -> None:
+        try:
+            over_http = request.access.scheme in ("https", "http")
+        except AccessError as error:
+            self._refused.append(PollResult(request.key, 0.0, error=PollError(error.cause, str(error))))
+            return
+        if over_http:
+            self._curl.start(request)
+        else:
+            self._loop.start(request)
+
+    def wait(self, timeout_seconds: float) -> list[PollResult]:
+        """The results that are there, waiting for the first one for at most `timeout_seconds`."""
+        ends_at = time.monotonic() + timeout_seconds
+        results, self._refused = self._refused, []
+        while not results and self.in_flight:
+            left = max(0.0, ends_at - time.monotonic())
+            if not self._loop.in_flight:
+                results += self._curl.wait(left)
+            elif not self._curl.in_flight:
+                results += self._loop.wait(left)
+            else:
+                timer = self._curl.timer_seconds()
+                waiting = left if timer is None else min(left, timer)
+                results += self._loop.wait(waiting, readable=self._curl.fileno())
+                results += self._curl.step(0.0)
+            if time.monotonic() >= ends_at:
+                break
+        return results
+
+    def abandon(self) -> None:
+        self._curl.abandon()
+        self._loop.abandon()
+        self._refused.clear()
+
+    def close(self) -> None:
+        self.abandon()
+        self._curl.close()
+        self._loop.close()
