@@ -28,7 +28,7 @@ from repos.quarantine import is_quarantined, sentence
 from repos.quarantine import wait_seconds as quarantine_seconds
 from repos.retention import touch_bundle
 from repos.schedule import next_wait_seconds
-from workers.access import access_of
+from workers.access import fetch_access_of
 from workers.addresses import resolved
 from workers.bundle.build import build
 from workers.bundle.errors import BundleCorrupt, BundleError, BundleMissing, ContentChanged
@@ -250,7 +250,7 @@ def make(work: Work, renewer: Renewer) -> Made:
     try:
         with renewer.keeping(row, deadline_seconds=settings.GIT_FETCH_TIMEOUT):
             report = folder.fetch(
-                resolved(access_of(work.remote)),
+                resolved(fetch_access_of(work.remote)),
                 work.revision.commit,
                 str(work.gitrepo.pk),
                 deadline_seconds=until - time.monotonic(),

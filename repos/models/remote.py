@@ -18,6 +18,8 @@ class Remote(Leased):
     credential = models.ForeignKey(Credential, null=True, on_delete=models.PROTECT, related_name="remotes")
     ca_bundle = models.TextField(blank=True, default="")
     insecure_skip_tls_verify = models.BooleanField(default=False)
+    # Where the host led the last successful poll, "" where it answered itself.
+    redirected_to = models.CharField(max_length=2048, blank=True, default="", db_default="")
     created_at = models.DateTimeField(auto_now_add=True)
 
     # null only when no follower polls, has a request that is not handled, or never synced.

@@ -12,7 +12,7 @@ from repos.models import Host, Remote
 
 log = structlog.get_logger(__name__)
 
-# The remotes of a host that answers again become due in this many steps, spread over GITREPO_POLLING_INTERVAL.
+# The remotes of a host that was left alone become due in this many steps, spread over GITREPO_POLLING_INTERVAL.
 STEPS = 10
 # More of one host are left to their own backoff.
 MOST_RECALLED = 10_000
@@ -50,13 +50,18 @@ def recall(hosts: Iterable[Host], now: datetime) -> None:
     """Have the remotes of hosts that answer again polled soon, and not at the end of the backoff that the host's silence
     put them into. Those that are locked, held or in quarantine keep their instant.
     """
-    spread = settings.GITREPO_POLLING_INTERVAL
     failing = Remote.objects.filter(
         host__in=list(hosts),
         consecutive_failures__gt=0,
-        next_poll_at__gt=now + timedelta(seconds=spread),
+        next_poll_at__gt=now + timedelta(seconds=settings.GITREPO_POLLING_INTERVAL),
         lease_until__isnull=True,
     )
     keys = list(failing.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)[:MOST_RECALLED])
+    start_slowly(keys, now, 0.0)
+
+
+def start_slowly(keys: Sequence[int], now: datetime, after_seconds: float) -> None:
+    """Have remotes of a host that was left alone polled from `after_seconds` on, spread, not all at the same instant."""
     for step in range(STEPS):
-        Remote.objects.filter(pk__in=keys[step::STEPS]).update(**Remote.due_in(now, spread * step / STEPS))
+        wait = after_seconds + settings.GITREPO_POLLING_INTERVAL * step / STEPS
+        Remote.objects.filter(pk__in=keys[step::STEPS]).update(**Remote.due_in(now, wait))

@@ -111,7 +111,9 @@ def _claim(limit: int, *, suspects: bool) -> list[ClaimedRemote]:
         if until is None:
             welcome.append(row)
         else:
-            give_back(row, **Remote.due_in(now, (until - now).total_seconds()))
+            # A little later than the first, as all others that were put off.
+            slowly = settings.GITREPO_POLLING_INTERVAL * random.random()  # noqa: S311
+            give_back(row, **Remote.due_in(now, (until - now).total_seconds() + slowly))
     follows = follows_of([row.pk for row in welcome])
     return [ClaimedRemote(row, now, tuple(follows.get(row.pk, ()))) for row in welcome]
 

@@ -12,7 +12,10 @@ from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from django.core.exceptions import ValidationError
+
 from repos.heads import only_asked
+from repos.urls import parse_git_url
 from workers.git_errors import (
     AuthenticationFailed,
     GitError,
@@ -120,7 +123,7 @@ class Conversation:
         return Ask(self.base + "/git-upload-pack", _request(self.request.refs, self.known.object_format))
 
     @property
-    def moved_to(self) -> str:
+    def redirected_to(self) -> str:
         """Where a redirect led, "" where none did."""
         return "" if self.base == base_of(self.request.access.url) else self.base
 
@@ -188,7 +191,7 @@ class Conversation:
             target != answer.redirect
             and self.redirects <= MOST_REDIRECTS
             and _origin(target) == _origin(self.base)
-            and "?" not in target
+            and _is_well_formed(target)
         ):
             self.base = target
             return None
@@ -240,6 +243,15 @@ def _origin(url: str) -> tuple[str, str, int, str]:
     except ValueError:
         return "", url, 0, ""
     return parts.scheme, (parts.hostname or "").lower(), port, parts.username or ""
+
+
+def _is_well_formed(url: str) -> bool:
+    """A redirect leads only to what may be registered."""
+    try:
+        parse_git_url(url)
+    except ValidationError:
+        return False
+    return True
 
 
 def _redirect_sentence(target: str) -> str:

@@ -164,7 +164,7 @@ class CurlEngine:
         request, seconds = conversation.request, now - transfer.started
         match conclusion:
             case Refs(refs):
-                results.append(PollResult(request.key, seconds, refs, moved_to=conversation.moved_to))
+                results.append(PollResult(request.key, seconds, refs, redirected_to=conversation.redirected_to))
             case PollError():
                 results.append(PollResult(request.key, seconds, error=conclusion))
             case LeftToGit():

@@ -41,14 +41,14 @@ class PollError:
 class PollResult:
     """The answer to one request: `refs` ({full name: commit, tags peeled}) or an `error`. `seconds` is what it took.
 
-    `moved_to` is the URL that the host redirected to, "" where it did not.
+    `redirected_to` is the URL that the host redirected to, "" where it did not.
     """
 
     key: int
     seconds: float
     refs: Mapping[str, str] = field(default_factory=dict)
     error: PollError | None = None
-    moved_to: str = ""
+    redirected_to: str = ""
 
 
 def timed_out(request: PollRequest) -> PollError:

@@ -23,7 +23,7 @@ from repos.models import Adoption, Counter, HostNotBefore, Remote
 from repos.refs import Head, head_of
 from repos.remotes import LONGEST_PATIENCE_SECONDS, patience
 from repos.schedule import next_wait_seconds
-from workers.poll.breakers import listen, recall
+from workers.poll.breakers import listen, recall, start_slowly
 from workers.poll.claim import ClaimedRemote, Follow
 from workers.poll.engine import PollResult
 
@@ -156,6 +156,7 @@ def _store(findings: Sequence[Finding]) -> int:
             recall(answering, now)
         _hold_others(findings, patient, now)
         unsettled = _store_moved(findings)
+        _store_redirects(findings, now)
         rows = [
             (f.claimed.remote, _columns(f, now, patient.get(_account(f), now), f.claimed.remote.pk in unsettled))
             for f in findings
@@ -217,7 +218,8 @@ def _refused(findings: Sequence[Finding]) -> dict[tuple[int, int], float]:
     seconds: dict[tuple[int, int], float] = {}
     for finding in findings:
         error = finding.result.error
-        if error is not None and error.cause == "rate-limit":
+        # Hosts send Retry-After with 429, and as well with 503 or 403.
+        if error is not None and (error.cause == "rate-limit" or error.retry_after_seconds is not None):
             asked = PATIENCE_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
             seconds[_account(finding)] = max(asked, seconds.get(_account(finding), 0.0))
     return seconds
@@ -237,8 +239,8 @@ def _be_patient(findings: Sequence[Finding], now: datetime) -> dict[tuple[int, i
 
 
 def _hold_others(findings: Sequence[Finding], patient: dict[tuple[int, int], datetime], now: datetime) -> None:
-    """Put off the remotes of a host that asked for patience, so that their rows say when. Those that are locked or being
-    polled right now are put off by their claim (workers.poll.claim).
+    """Put off the remotes of a host that asked for patience, so that their rows say when: beginning as it ends, and spread.
+    Those that are locked or being polled right now are put off by their claim (workers.poll.claim).
     """
     for account in sorted(_refused(findings)):
         host, credential = account
@@ -247,7 +249,7 @@ def _hold_others(findings: Sequence[Finding], patient: dict[tuple[int, int], dat
             host=host, credential=credential or None, next_poll_at__lt=until, lease_until__isnull=True
         )
         keys = list(others.select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True))
-        Remote.objects.filter(pk__in=keys).update(next_poll_at=until, wait_seconds=(until - now).total_seconds())
+        start_slowly(keys, now, (until - now).total_seconds())
 
 
 def _store_moved(findings: Sequence[Finding]) -> set[int]:
@@ -274,6 +276,21 @@ def _store_moved(findings: Sequence[Finding]) -> set[int]:
             columns["change"] = F("change") + 1
         Remote.objects.filter(pk=remote.pk, lease_token=finding.claimed.remote.lease_token).update(**columns)
     return unsettled
+
+
+def _store_redirects(findings: Sequence[Finding], now: datetime) -> None:
+    """Keep where a host leads those who ask for a repository, so that fetches ask there (git itself is told to follow no
+    redirect, because it would take the credential along).
+    """
+    for finding in findings:
+        remote, led_to = finding.claimed.remote, finding.result.redirected_to
+        if finding.result.error is None and led_to != remote.redirected_to:
+            mine = Remote.objects.filter(pk=remote.pk, lease_token=remote.lease_token).update(redirected_to=led_to)
+            if mine and led_to:
+                message = (
+                    f"the host redirects to {led_to}: change the url, before the old one is given to somebody else"
+                )
+                record_event(remote, "Redirected", message, now, warning=True)
 
 
 def _columns(finding: Finding, now: datetime, patient_until: datetime, unsettled: bool) -> dict[str, Any]:
