@@ -185,6 +185,11 @@ class Request:
     def authorization(self) -> str:
         return self.headers.get("authorization", "")
 
+    @property
+    def of(self) -> str:
+        """Whether a "poll" asks or a "fetch", which is git's own."""
+        return "poll" if self.headers.get("user-agent", "") == "git/fleetsync" else "fetch"
+
 
 @dataclass
 class Behaviour:
@@ -194,7 +199,7 @@ class Behaviour:
     to; `hang_before` waits before any answer; `hang_after_bytes` sends so much of a longer answer and waits;
     `content_type` and `body` replace the answer; `reset` breaks the connection off; `trickle_seconds` is a pause
     after each byte of the answer; `delay_seconds` is a pause before a good one. All but the last concern the
-    requests whose path and query contain `only`.
+    requests whose path and query contain `only`, and those `of` a "poll" or a "fetch" alone if it says so.
     """
 
     status: int = 0
@@ -208,6 +213,10 @@ class Behaviour:
     reset: bool = False
     trickle_seconds: float = 0.0
     only: str = ""
+    of: str = ""
+
+    def concerns(self, request: Request) -> bool:
+        return self.only in f"{request.path}?{request.query}" and self.of in ("", request.of)
 
 
 @dataclass
@@ -242,10 +251,14 @@ class GitServer:
         """The log's requests whose path and query contain `part`."""
         return [request for request in list(self.log) if part in f"{request.path}?{request.query}"]
 
-    def wait_for_request(self, part: str = "", *, seconds: float = 20.0) -> Request:
+    def polls(self, part: str = "") -> list[Request]:
+        """What polls asked for their refs: one of these for each poll, once it is known what the server speaks."""
+        return [request for request in self.requests(part) if request.of == "poll" and request.method == "POST"]
+
+    def wait_for_request(self, part: str = "", *, of: str = "", seconds: float = 20.0) -> Request:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if found := self.requests(part):
+            if found := [request for request in self.requests(part) if of in ("", request.of)]:
                 return found[-1]
             time.sleep(0.01)
         raise AssertionError(f"no request with {part!r} in {seconds} s")
@@ -311,15 +324,17 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         body = self._body()
         headers = {name.lower(): value for name, value in self.headers.items()}
-        server.log.append(Request(self.command, parts.path, parts.query, headers, body, time.monotonic()))
-        if behaviour.only in f"{parts.path}?{parts.query}" and self._misbehave(behaviour):
+        request = Request(self.command, parts.path, parts.query, headers, body, time.monotonic())
+        server.log.append(request)
+        meant = behaviour.concerns(request)
+        if meant and self._misbehave(behaviour):
             return
         if server.password and not self._is_authorized():
             self._answer(401, {"WWW-Authenticate": 'Basic realm="git"'}, b"who are you?\n")
             return
         if behaviour.delay_seconds:
             time.sleep(behaviour.delay_seconds)
-        self._backend(parts.path, parts.query, body, behaviour)
+        self._backend(parts.path, parts.query, body, behaviour if meant else Behaviour())
 
     def _misbehave(self, behaviour: Behaviour) -> bool:
         if behaviour.hang_before:
@@ -379,8 +394,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(line.split(": ", 1) for line in head.decode("latin-1").split("\r\n") if ": " in line)
         status = int(headers.pop("Status", "200").split(" ")[0])
         cut = behaviour.hang_after_bytes
-        meant = behaviour.only in f"{path}?{query}"
-        if behaviour.trickle_seconds and meant:
+        if behaviour.trickle_seconds:
             self._answer(status, headers, content, send=0)
             for byte in content:
                 self.wfile.write(bytes([byte]))
@@ -388,7 +402,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.git_server._stopping.wait(behaviour.trickle_seconds):
                     break
             self.close_connection = True
-        elif cut is not None and len(content) > cut and meant:
+        elif cut is not None and len(content) > cut:
             self._answer(status, headers, content, send=cut)
             self.git_server.hang()
             self.close_connection = True

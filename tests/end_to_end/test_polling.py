@@ -270,9 +270,9 @@ def test_p14_five_hundred_on_one_remote_make_one_request_an_interval(stack: Stac
     )
     time.sleep(1)
     since = time.monotonic()
-    seen = len(server.requests("p14.git/info/refs"))
+    seen = len(server.polls("p14.git/"))
     time.sleep(12)
-    asked = len(server.requests("p14.git/info/refs")) - seen
+    asked = len(server.polls("p14.git/")) - seen
 
     assert 2 <= asked <= (time.monotonic() - since) / 3.0 + 1
 
@@ -285,7 +285,7 @@ def test_p15_each_poll_has_one_line_with_repository_commit_lag_and_next_poll(sta
     time.sleep(3)
 
     lines = list(stack.lines(POLL_LINE, gitrepo="p15"))
-    assert len(lines) == len(server.requests("p15.git/info/refs"))
+    assert len(lines) == len(server.polls("p15.git/"))
     for line in lines:
         assert line["repository"] == server.url(repository)
         assert line["commit"] == repository.head()

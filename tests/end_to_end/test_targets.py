@@ -39,7 +39,6 @@ def test_t1_an_edit_while_the_old_spec_is_at_work_drops_the_old_result(
     repository, other = two_branches(server, name), two_branches(server, f"{name}-other")
     other_head = other.commit({"deploy/app.yaml": "elsewhere\n"})
     folder = stack.add_cluster(name)
-    # git asks info/refs, then ls-refs by POST; a fetch is the POST that follows.
     delay = Behaviour(delay_seconds=2.0)
     server.behaviour = delay
     try:
@@ -56,7 +55,7 @@ def test_t1_an_edit_while_the_old_spec_is_at_work_drops_the_old_result(
         else:
             wait_until(
                 "the fetch is under way",
-                lambda: len(server.requests(f"/{name}.git/info/refs")) >= 2,
+                lambda: any(request.of == "fetch" for request in server.requests(f"/{name}.git/")),
                 30,
                 every=0.05,
             )

@@ -12,7 +12,7 @@ from tests.faults.judge import Report, counter
 from tests.faults.load import INTERVAL, Followed
 from tests.faults.table import Fault, add, fault
 from tests.faults.world import DELIVERY_LEASE, JOB_LEASE, POLL_LEASE, TICK, World
-from tests.git_servers import Behaviour
+from tests.git_servers import Behaviour, Request
 
 # From an instant to its being seen: a message, a process that must get a turn, a write.
 SLACK = 4.0
@@ -34,7 +34,7 @@ def child_killed_in_the_middle_of_a_fetch(world: World, report: Report) -> None:
     one = http_load(world)
     name = f"{one.name}.git/git-upload-pack"
     world.server.log.clear()
-    world.server.behaviour = Behaviour(hang_after_bytes=200, only=name)
+    world.server.behaviour = Behaviour(hang_after_bytes=200, only=name, of="fetch")
     try:
         one.push()
         pid = wait_until("it is being fetched", lambda: _fetching(world, one), 30)
@@ -45,28 +45,35 @@ def child_killed_in_the_middle_of_a_fetch(world: World, report: Report) -> None:
 
 def _fetching(world: World, one: Followed) -> int:
     """Who runs the job of `one` while its server has begun to send a pack."""
-    if not any(r.method == "POST" for r in world.server.requests(f"{one.name}.git/git-upload-pack")):
+    if not any(
+        r.method == "POST" and r.of == "fetch" for r in world.server.requests(f"{one.name}.git/git-upload-pack")
+    ):
         return 0
     mine = "state = 'running' AND gitrepo_id = (SELECT id FROM repos_gitrepo WHERE name = %s AND deleted_at IS NULL)"
     return owner(world, "repos_syncjob", mine, one.name)
 
 
+def _polls(world: World, one: Followed) -> list[Request]:
+    """All that polls asked for, also what the server speaks."""
+    return [request for request in world.server.requests(f"{one.name}.git/") if request.of == "poll"]
+
+
 @fault()
 def p5_child_killed_in_the_middle_of_a_poll(world: World, report: Report) -> None:
     one = http_load(world)
-    world.server.behaviour = Behaviour(hang_before=True, only=f"{one.name}.git/info/refs")
-    seen = len(world.server.requests(f"{one.name}.git/info/refs"))
+    world.server.behaviour = Behaviour(hang_before=True, only=f"{one.name}.git/", of="poll")
+    seen = len(_polls(world, one))
     try:
-        wait_until("it is asked", lambda: len(world.server.requests(f"{one.name}.git/info/refs")) > seen, 20, 0.02)
+        wait_until("it is asked", lambda: len(_polls(world, one)) > seen, 20, 0.02)
         pid = owner(world, "repos_remote", "url LIKE %s", f"%/{one.name}.git")
         assert pid
         os.kill(pid, signal.SIGKILL)
     finally:
         world.server.behaviour = Behaviour()
     killed = time.monotonic()
-    seen = len(world.server.requests(f"{one.name}.git/info/refs"))
+    seen = len(_polls(world, one))
     bound = POLL_LEASE + TICK + SLACK
-    wait_until("it is polled again", lambda: len(world.server.requests(f"{one.name}.git/info/refs")) > seen, bound)
+    wait_until("it is polled again", lambda: len(_polls(world, one)) > seen, bound)
     report.notes["polled again after"] = round(time.monotonic() - killed, 2)
 
 
@@ -140,7 +147,7 @@ for _point, _lease in {
 @fault()
 def frozen_in_the_middle_of_a_fetch(world: World, report: Report) -> None:
     one = http_load(world)
-    world.server.behaviour = Behaviour(hang_after_bytes=200, only=f"{one.name}.git/git-upload-pack")
+    world.server.behaviour = Behaviour(hang_after_bytes=200, only=f"{one.name}.git/git-upload-pack", of="fetch")
     world.server.log.clear()
     pid = 0
     try:

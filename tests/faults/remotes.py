@@ -12,7 +12,7 @@ from tests.faults.table import Fault, add, fault
 from tests.faults.world import BACKOFF_CAP, TICK, World
 from tests.git_servers import Behaviour, Repository
 
-ADVERTISEMENT, PACK = "info/refs", "git-upload-pack"
+PACK = "git-upload-pack"
 
 
 def misbehaves(behaviour: Behaviour, seconds: float, world: World, report: Report) -> None:
@@ -36,17 +36,17 @@ def misbehaves(behaviour: Behaviour, seconds: float, world: World, report: Repor
 
 _ONE = "load-1.git/"
 MISBEHAVIOURS = {
-    "e3_hangs_before_its_answer": Behaviour(hang_before=True, only=_ONE + ADVERTISEMENT),
-    "e3_hangs_in_the_refs": Behaviour(hang_after_bytes=20, only=_ONE + ADVERTISEMENT),
-    "e3_hangs_before_the_pack": Behaviour(hang_before=True, only=_ONE + PACK),
-    "e3_stops_in_the_middle_of_a_pack": Behaviour(hang_after_bytes=200, only=_ONE + PACK),
-    "e3_trickles_its_refs": Behaviour(trickle_seconds=10, only=_ONE + ADVERTISEMENT),
-    "e3_trickles_a_pack": Behaviour(trickle_seconds=10, only=_ONE + PACK),
+    "e3_hangs_before_its_answer": Behaviour(hang_before=True, only=_ONE, of="poll"),
+    "e3_hangs_in_the_refs": Behaviour(hang_after_bytes=20, only=_ONE, of="poll"),
+    "e3_hangs_before_the_pack": Behaviour(hang_before=True, only=_ONE + PACK, of="fetch"),
+    "e3_stops_in_the_middle_of_a_pack": Behaviour(hang_after_bytes=200, only=_ONE + PACK, of="fetch"),
+    "e3_trickles_its_refs": Behaviour(trickle_seconds=10, only=_ONE, of="poll"),
+    "e3_trickles_a_pack": Behaviour(trickle_seconds=10, only=_ONE + PACK, of="fetch"),
     "e2_answers_502": Behaviour(status=502, only=_ONE),
-    "j5_answers_502_to_fetches": Behaviour(status=502, only=_ONE + PACK),
-    "resets_polls": Behaviour(reset=True, only=_ONE + ADVERTISEMENT),
-    "resets_fetches": Behaviour(reset=True, only=_ONE + PACK),
-    "answers_a_login_page": Behaviour(content_type="text/html", body=b"<html>log in</html>", only=_ONE + ADVERTISEMENT),
+    "j5_answers_502_to_fetches": Behaviour(status=502, only=_ONE + PACK, of="fetch"),
+    "resets_polls": Behaviour(reset=True, only=_ONE, of="poll"),
+    "resets_fetches": Behaviour(reset=True, only=_ONE + PACK, of="fetch"),
+    "answers_a_login_page": Behaviour(content_type="text/html", body=b"<html>log in</html>", only=_ONE, of="poll"),
 }
 for _name, _behaviour in MISBEHAVIOURS.items():
     add(Fault(_name, partial(misbehaves, _behaviour, 6.0), woken=True))
@@ -56,18 +56,16 @@ for _name, _behaviour in MISBEHAVIOURS.items():
 def e4_answers_429_with_retry_after(world: World, report: Report) -> None:
     """Every remote of that host is left alone for as long as it asked."""
     world.server.log.clear()
-    world.server.behaviour = Behaviour(status=429, retry_after="8", only=_ONE + ADVERTISEMENT)
-    refused = world.server.wait_for_request(_ONE + ADVERTISEMENT, seconds=20)
+    world.server.behaviour = Behaviour(status=429, retry_after="8", only=_ONE, of="poll")
+    refused = world.server.wait_for_request(_ONE, of="poll", seconds=20)
     time.sleep(1.5)  # its result is being written, and polls that were under way end
     world.server.behaviour = Behaviour()
     quiet_from, until = time.monotonic(), refused.at + 8
     time.sleep(max(0.0, until - time.monotonic() - 0.5))
-    asked = [r for r in world.server.requests(ADVERTISEMENT) if quiet_from < r.at < until]
+    asked = [r for r in world.server.requests() if r.of == "poll" and quiet_from < r.at < until]
     report.notes["asked meanwhile"] = len(asked)
-    # Until the plain engine reads Retry-After the patience is the default of a minute: longer than what was asked for.
     assert not asked, [request.path for request in asked]
-    world.sql("DELETE FROM repos_hostnotbefore")
-    world.sql("UPDATE repos_remote SET next_poll_at = last_poll_at, wait_seconds = 0 WHERE lease_token IS NULL")
+    wait_until("it is asked again", lambda: any(r.of == "poll" and r.at > until for r in world.server.requests()), 30)
 
 
 @fault(woken=True)
@@ -90,9 +88,9 @@ def e1_a_hundred_gitrepos_whose_branch_does_not_exist(world: World, report: Repo
             ),
             60,
         )
-        seen, began = len(world.server.requests("e1.git/info/refs")), time.monotonic()
+        seen, began = len(world.server.polls("e1.git/")), time.monotonic()
         time.sleep(2 * BACKOFF_CAP)
-        asked = len(world.server.requests("e1.git/info/refs")) - seen
+        asked = len(world.server.polls("e1.git/")) - seen
         report.notes["requests of 100 broken ones"] = asked
         assert asked <= (time.monotonic() - began) / (BACKOFF_CAP * 0.9) + 2, asked
     finally:
