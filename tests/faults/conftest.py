@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         PASSED.unlink(missing_ok=True)
         REPORTS.unlink(missing_ok=True)
         FAILED.unlink(missing_ok=True)
+        for folder in OUT.glob("logs-*"):
+            shutil.rmtree(folder)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -125,9 +128,10 @@ class Worlds:
 
 
 def keep_logs(world: World) -> None:
-    """The logs of the last world of each database, for whoever wants to know why."""
-    folder = OUT / f"logs-{world.database}"
-    folder.mkdir(parents=True, exist_ok=True)
+    """The logs of each world, in the order in which they ended, for whoever wants to know why."""
+    number = len(list(OUT.glob(f"logs-{world.database}-*"))) + 1
+    folder = OUT / f"logs-{world.database}-{number}"
+    folder.mkdir(parents=True)
     for log in world.stack.logs.glob("*.log"):
         Path(folder / log.name).write_bytes(log.read_bytes())
 

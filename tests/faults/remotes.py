@@ -194,7 +194,7 @@ def j7_old_revisions_go_while_new_ones_come(world: World, report: Report) -> Non
             lambda before=before: (  # type: ignore[misc]
                 world.stack.gitrepo(one.name)["status"]["observed_force_sync_generation"] > before
             ),
-            20,
+            60,
         )
     wait_until("old ones are pruned", lambda: counter(world, "pruned") > 0 and kept() <= 12, 60, every=0.5)
     report.notes["revisions kept"] = kept()
