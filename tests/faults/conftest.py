@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
