@@ -145,7 +145,11 @@ class Conversation:
         elif error := status_error(answer):
             surprise = error
             # It would say the same again.
-            if error.retry_after_seconds is not None or error.cause in (TooManyRequests.cause, ServerFailed.cause):
+            if error.retry_after_seconds is not None or error.cause == TooManyRequests.cause:
+                return error
+            # So would this one now. It may be an older server, which fails at the question: the next poll asks what it speaks.
+            if error.cause == ServerFailed.cause:
+                self.known = None
                 return error
         if self.discovered:
             self.known = None
@@ -229,6 +233,11 @@ def status_error(answer: Answer) -> PollError | None:
     else:
         return None
     return replace(error, retry_after_seconds=answer.retry_after_seconds)
+
+
+def speaks_git(answer: Answer) -> bool:
+    """Whether the server says that this is Git."""
+    return answer.status == HTTPStatus.OK and _media_type(answer) in (ADVERTISEMENT, RESULT)
 
 
 def _media_type(answer: Answer) -> str:

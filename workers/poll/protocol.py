@@ -6,6 +6,7 @@ and a ref that it lacks is not a ref that is gone.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,9 @@ HEX_DIGITS = {"sha1": 40, "sha256": 64}
 FLUSH, DELIMITER, RESPONSE_END = 0, 1, 2
 LENGTH = 4
 HEXADECIMAL = frozenset("0123456789abcdef")
+LENGTH_DIGITS = b"0123456789abcdefABCDEF"
+# What git allows in no name, and what no database or terminal should get from a stranger.
+CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
 class NotGit(Exception):
@@ -148,6 +152,8 @@ def _checked(refs: dict[str, str], object_format: str) -> dict[str, str]:
     for commit in refs.values():
         if len(commit) != digits or not HEXADECIMAL.issuperset(commit):
             raise NotGit
+    if "" in refs or CONTROL.search("".join(refs)):
+        raise NotGit
     return refs
 
 
@@ -181,15 +187,12 @@ def _section(data: bytes) -> tuple[list[bytes], bytes]:
 def _length(data: bytes | bytearray, at: int) -> int | None:
     """The length of the packet at `at`, its own four digits counted; None if it is not all there."""
     digits = data[at : at + LENGTH]
+    # What can't become a length is no Git, however little of it has come; int() would take more than digits.
+    if digits.strip(LENGTH_DIGITS):
+        raise NotGit
     if len(digits) < LENGTH:
-        # What can't become a length is no Git, however little of it has come.
-        if digits.strip(b"0123456789abcdefABCDEF"):
-            raise NotGit
         return None
-    try:
-        size = int(digits, 16) if digits.isalnum() else -1
-    except ValueError:
-        size = -1
-    if size < 0 or size == LENGTH - 1:
+    size = int(digits, 16)
+    if size == LENGTH - 1:
         raise NotGit
     return size if at + size <= len(data) else None

@@ -9,7 +9,7 @@ from repos.addresses import address_is_allowed
 from workers.addresses import connects_directly, private_address
 from workers.git_environment import CONNECT_SECONDS, RemoteAccess, authorization_header
 from workers.git_errors import NetworkFailed, TlsFailed
-from workers.poll.conversation import NOT_GIT, Answer, Conversation, too_many
+from workers.poll.conversation import NOT_GIT, Answer, Conversation, speaks_git, status_error, too_many
 from workers.poll.engine import PollError, PollRequest, timed_out
 
 # A ref's packet is an id, a name and the peeled id; names are at most 4 KiB on servers and short in life.
@@ -160,7 +160,9 @@ class Transfer:
         if self.private:
             return PollError(private_address().cause, str(private_address()))
         if code == pycurl.E_WRITE_ERROR:
-            return too_many(self.request)
+            # It was more than all the refs that are allowed, if it was refs.
+            answer = self.answer()
+            return too_many(self.request) if speaks_git(answer) else status_error(answer) or NOT_GIT
         if code == pycurl.E_OPERATION_TIMEDOUT:
             return timed_out(self.request)
         if code in TLS_ERRORS:
