@@ -22,13 +22,14 @@ unexport PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults chaos lint pins venv parts parts-dev
+.PHONY: help run test faults chaos bench lint pins venv parts parts-dev
 
 help:
 	@echo "make run    everything on this machine, then a demo (PORT, DATA_DIR)"
 	@echo "make test   every test, on SQLite or on DATABASE_URL=postgres://…"
 	@echo "make faults every fault of the fault suite, on both databases (RESUME=1, SHARE=1/3 SEED=7)"
 	@echo "make chaos  faults at random (SECONDS=600 SEED=1)"
+	@echo "make bench  what bench/ measures, as tables, pictures and JSON (BENCH=poll_cost SIZE=small)"
 	@echo "make lint   style, types, arrows between packages, migrations, deployment checks, API schema"
 	@echo "make pins   requirements*.in compiled into requirements*.txt"
 
@@ -46,6 +47,10 @@ faults: parts-dev
 
 chaos: parts-dev
 	@CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) exec $(BIN)/python -m pytest tests/faults -m chaos --capture no $(PYTEST_ARGS)
+
+# One question after the other; fails if a number falls short of what is required. SIZE=small is a quick look.
+bench: parts-dev
+	@SIZE=$(SIZE) exec $(BIN)/python -m bench.run $(BENCH)
 
 # What a production environment sets, with keys that open nothing.
 PRODUCTION = DEBUG=off ALLOWED_HOSTS=fleetsync.example.com REDIS_URL=redis://:lint@localhost:6379/0 \
