@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import structlog
 from django.conf import settings
 from django.db import connection, connections, models, transaction
-from django.db.models import Case, Count, F, Q, Value, When, Window
+from django.db.models import Case, Count, F, Q, Value, When, Window, prefetch_related_objects
 from django.db.models.functions import RowNumber
 
 from fleetsync.failpoints import hit
@@ -62,6 +62,8 @@ LEASE_SLACK_SECONDS = 5.0
 # How often a renewer looks whether its process is to stop.
 LOOK_SECONDS = 0.5
 
+# How many times as many due rows as are wanted are looked at before all of them are.
+OLDEST_LOOKED_AT = 4
 # Claims in a row that ended without a word, from which on the row is tried alone, so that what dies with it is nobody else.
 ON_PROBATION = 2
 
@@ -193,20 +195,11 @@ def claim_capped(
     """
     groups = model._meta.get_field(group).related_model
     assert groups is not None  # noqa: S101 (for mypy: `group` names a foreign key)
-    rows = model._default_manager
     with transaction.atomic():
         now = database_now()
         ones = frozenset(single)
-        full = [key for key, live in live_leases(model, group, now).items() if live >= (1 if key in ones else cap)]
-        most = Case(When(**{f"{group}__in": ones}, then=1), default=cap) if ones else Value(cap)
-        ranked = (
-            rows.filter(claimable(model, now), _among(suspects))
-            .exclude(**{f"{group}__in": full})
-            .annotate(rank=Window(RowNumber(), partition_by=F(group), order_by=[F(model.DUE), F("pk")]))
-            .filter(rank__lte=most)
-            .order_by(model.DUE, "pk")
-        )
-        candidates = list(ranked.values_list("pk", f"{group}_id")[:limit])
+        due = model._default_manager.filter(claimable(model, now), _among(suspects))
+        candidates = _candidates(due, group, live_leases(model, group, now), cap, ones, limit)
         if not candidates:
             return [], now
         hit(f"chosen.{model._meta.model_name}")
@@ -215,17 +208,71 @@ def claim_capped(
         list(locked.values_list("pk"))
         now = database_now()
         chosen = within_cap(candidates, live_leases(model, group, now, concerned), cap, ones)
-        found = list(
-            rows.select_for_update(skip_locked=True, of=("self",))
-            .defer(*defer)
-            .filter(claimable(model, now), _among(suspects), pk__in=chosen)
-            .order_by(model.DUE, "pk")
-        )
-        take(found, seconds=seconds, now=now)
-        if found and related:
-            mine = rows.filter(pk__in=[row.pk for row in found]).order_by(model.DUE, "pk")
-            found = list(mine.select_related(*related).defer(*defer))
+        found = _take_if_due(model, chosen, suspects=suspects, seconds=seconds, now=now, defer=defer) if chosen else []
+        prefetch_related_objects(found, *related)
     return found, now
+
+
+def _candidates(
+    due: models.QuerySet[Any], group: str, live: Mapping[int, int], cap: int, ones: Collection[int], limit: int
+) -> list[tuple[int, int]]:
+    """At most `limit` (key, group) of the `due` rows that leave each group within its cap, oldest first.
+
+    The oldest few say it nearly always. Only where they are all of groups that have enough is every due row ranked,
+    which takes as long as there are many.
+    """
+    full = [key for key, count in live.items() if count >= (1 if key in ones else cap)]
+    due = due.exclude(**{f"{group}__in": full}) if full else due
+    order = (due.model.DUE, "pk")
+    most = OLDEST_LOOKED_AT * limit
+    oldest = list(due.order_by(*order).values_list("pk", f"{group}_id")[:most])
+    within = set(within_cap(oldest, live, cap, ones))
+    candidates = [(key, owner) for key, owner in oldest if key in within][:limit]
+    if len(candidates) == limit or len(oldest) < most:
+        return candidates
+    places = Case(When(**{f"{group}__in": ones}, then=1), default=cap) if ones else Value(cap)
+    rank = Window(RowNumber(), partition_by=F(group), order_by=[F(name) for name in order])
+    ranked = due.annotate(rank=rank).filter(rank__lte=places).order_by(*order)
+    return list(ranked.values_list("pk", f"{group}_id")[:limit])
+
+
+def _take_if_due(
+    model: type[LeasedModel],
+    keys: Sequence[int],
+    *,
+    suspects: bool | None,
+    seconds: float,
+    now: datetime,
+    defer: Sequence[str],
+) -> list[LeasedModel]:
+    """Like take(), of those of the rows `keys` that are still due, in one statement; the rows as they are then, oldest
+    first. Rows that somebody else has locked are passed over.
+    """
+    if seconds > longest_lease_seconds():
+        raise ValueError("a lease as long as this would count as expired")
+    free = model._default_manager.select_for_update(skip_locked=True)
+    free = free.filter(claimable(model, now), _among(suspects), pk__in=keys).order_by("pk")
+    # Materialised: locked once, whatever plan is made.
+    free_sql, parameters = free.values_list("pk").query.sql_with_params()
+    fields: dict[str, Any] = {field.name: field for field in model._meta.concrete_fields}
+    lease = {
+        "lease_token": uuid.uuid4(),
+        "lease_until": now + timedelta(seconds=seconds),
+        "lease_owner": this_process(),
+    }
+    quote = connection.ops.quote_name
+    columns = [quote(field.column) for name, field in fields.items() if name not in defer]
+    # The names are ours, and every value is a parameter.
+    sql = (
+        f"WITH free (pk) AS MATERIALIZED ({free_sql}) UPDATE {quote(model._meta.db_table)} AS t "  # noqa: S608
+        "SET lease_token = %s, lease_until = %s, lease_owner = %s, "
+        "crashes = t.crashes + CASE WHEN t.lease_until IS NULL THEN 0 ELSE 1 END "
+        f"FROM free WHERE t.id = free.pk RETURNING {', '.join(columns)}"
+    )
+    values = [fields[name].get_db_prep_save(value, connection) for name, value in lease.items()]
+    found = list(model._default_manager.raw(sql, (*parameters, *values)))
+    hit(f"claim.{model._meta.model_name}")
+    return sorted(found, key=lambda row: (getattr(row, model.DUE), row.pk))
 
 
 def live_leases(model: type[Leased], group: str, now: datetime, among: list[int] | None = None) -> Counter[int]:

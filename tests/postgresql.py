@@ -24,13 +24,14 @@ def programs() -> Path | None:
 
 
 class PostgreSQL:
-    """One server on loopback in a new folder; `url` names its database `postgres`."""
+    """One server on loopback in a new folder; `url` names its database `postgres`. `durable`: with fsync, as in life."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
         found = programs()
         if found is None:
             raise FileNotFoundError("PostgreSQL's server programs are not installed: apt install postgresql")
         self.programs = found
+        self.durable = durable
         self.folder = Path(tempfile.mkdtemp(prefix="fs-pg-"))
         self.data = self.folder / "data"
         self.port = free_port()
@@ -47,7 +48,7 @@ class PostgreSQL:
     def start(self) -> None:
         options = (
             f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self.folder} "
-            "-c fsync=off -c max_connections=200"
+            f"-c fsync={'on' if self.durable else 'off'} -c max_connections=200"
         )
         self._ctl("start", f"--log={self.folder}/log", f"--options={options}")
 
