@@ -294,7 +294,9 @@ def _content(work: Work, folder: MirrorFolder, source: Source, wanted: Wish, unt
         partial=report.partial,
     )
     if report.fell_back:
-        log.warning("a mirror is whole that could have been partial", gitrepo=work.gitrepo.name, reason=report.fell_back)
+        log.warning(
+            "a mirror is whole that could have been partial", gitrepo=work.gitrepo.name, reason=report.fell_back
+        )
     try:
         return bundle(work, folder, source, until - time.monotonic())
     finally:

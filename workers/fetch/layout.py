@@ -10,12 +10,9 @@ from pathlib import Path
 HEAD = "ref: refs/heads/none\n"
 CORE = "[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = true\n"
 SHA256 = "[extensions]\n\tobjectformat = sha256\n"
-# What makes git take a missing blob for one that the remote still has. With it written here before the first fetch, git
-# changes nothing in the file.
-PARTIAL = (
-    "[extensions]\n\tpartialClone = origin\n"
-    '[remote "origin"]\n\tpromisor = true\n\tpartialclonefilter = blob:none\n'
-)
+# git itself reads nothing of this. That blobs may be missing is told to the commands that must know it (partial.py), so
+# that no other one ever fetches what it stumbles over.
+PARTIAL = "[fleetsync]\n\tpartial = true\n"
 # git's temporary files: packs on their way in, packs being rewritten, loose objects. A `.keep` is what a
 # fetch puts beside its new pack until the ref is written.
 TEMPORARY = ("tmp_*", ".tmp-*", "*.keep", "incoming-*", "tmp_objdir-*")
@@ -30,7 +27,7 @@ def config(kind: str, *, partial: bool) -> str:
     mirror for a stranger's, and makes it anew.
     """
     sha256 = kind == "sha256"
-    text = CORE.format(version=int(partial or sha256))
+    text = CORE.format(version=int(sha256))
     return text + (SHA256 if sha256 else "") + (PARTIAL if partial else "")
 
 
@@ -69,9 +66,7 @@ def is_partial(folder: Path) -> bool:
 
 
 def call_whole(folder: Path, kind: str) -> None:
-    """Make a whole mirror of a partial one that lacks nothing. Marks that a killed process leaves on packs mean nothing
-    without the config.
-    """
+    """Make a whole mirror of a partial one that lacks nothing. The marks on its packs mean nothing then."""
     new = folder / "config.lock"
     new.write_text(config(kind, partial=False))
     new.rename(folder / "config")

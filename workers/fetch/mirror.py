@@ -214,16 +214,13 @@ class Mirror:
         """Whether the remote was asked, by how many bytes the mirror grew, and why it is not partial as wished."""
         fresh = self._prepare(commit, wish)
         was_partial = layout.is_partial(self.folder)
-        too_old = "the worker's git is too old for it" if fresh and wish is Wish.PARTIAL and not was_partial else ""
         try:
-            fetched, grown, fell_back = self._fetch_once(call, commit, keep_ref)
+            return self._fetch_once(call, commit, keep_ref)
         except (MirrorCorrupt, ObjectsRefused) as error:
             if fresh and not was_partial:
                 # Nothing of ours was there to be damaged, so the remote sends what does not hold together.
                 raise BadObjects(detail=error.detail) from error
             refused = error
-        else:
-            return fetched, grown, fell_back or too_old
         # What a new partial mirror stumbles over, a whole one may not.
         whole = was_partial and (fresh or isinstance(refused, ObjectsRefused))
         layout.discard(self.folder)
@@ -238,14 +235,12 @@ class Mirror:
         """A mirror to fetch into; True if it had to be made."""
         kind = layout.object_format(commit)
         if self.folder.exists():
-            if layout.is_ours(self.folder, kind) and self._may_stay(wish):
+            unwanted = wish is Wish.WHOLE and layout.is_partial(self.folder)
+            if layout.is_ours(self.folder, kind) and not unwanted:
                 return False
             layout.discard(self.folder)
-        layout.make(self.folder, kind, partial=wish is Wish.PARTIAL and partial.fit_for_partial())
+        layout.make(self.folder, kind, partial=wish is Wish.PARTIAL)
         return True
-
-    def _may_stay(self, wish: Wish) -> bool:
-        return not layout.is_partial(self.folder) or (wish is not Wish.WHOLE and partial.fit_for_partial())
 
     def _fetch_once(self, call: GitCall, commit: str, keep_ref: str) -> tuple[bool, int, str]:
         ref = f"refs/fleetsync/{keep_ref}"
@@ -269,11 +264,11 @@ class Mirror:
 
     def _ask(self, call: GitCall, commit: str, ref: str, watch: Callable[[], None]) -> bool:
         """Fetch the commit; whether the server sent files that a partial mirror did not ask for."""
-        filters = [partial.FILTER] if layout.is_partial(self.folder) else []
+        filters = partial.PROMISED if layout.is_partial(self.folder) else ()
         # One commit and no history: measured on 6 MB in 300 files, a next commit to one file still costs 2.6 kB, because
         # our ref says what is here already. The file `shallow` grows by a line each, hence maintain().
         try:
-            said = run_and_hear(call, *_fetch_words(commit, ref, "--depth=1", *filters), watch=watch)
+            said = run_and_hear(call, *filters, *_fetch_words(commit, ref, "--depth=1"), watch=watch)
         except GitFailed as failed:
             if not NO_DEPTH.search(failed.stderr.decode("utf-8", "replace")):
                 raise

@@ -1,29 +1,24 @@
 """Partial mirrors: commits and trees of everything, and the content of only those files that somebody wanted.
 
 1. When one is made: wish(), by the setting, the URL and the paths.
-2. What git must be able to do for it: fit_for_partial().
-3. How the content of wanted files gets in: fetch_blobs(), by id, in batches, within one limit of bytes.
-4. How it is repacked: repack(). git's own `repack -a -d` keeps for ever what a promisor remote once sent.
+2. How the content of wanted files gets in: fetch_blobs(), by id, in batches, within one limit of bytes.
+3. How it is repacked: repack(). git's own `repack -a -d` keeps for ever what a promisor remote once sent.
 """
 
-import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from functools import cache
 from pathlib import Path
 
-from workers.fetch.git import GitCall, GitFailed, run
-from workers.git_environment import local_environment
-from workers.git_errors import cleaner
+from workers.fetch.git import GitCall, run
 
 FILTER = "--filter=blob:none"
+# For a fetch into a partial mirror. As configuration, since git writes the option --filter into the mirror's own.
+PROMISED = ("-c", "remote.origin.promisor=true", "-c", "remote.origin.partialCloneFilter=blob:none")
 NOT_FILTERED = re.compile(r"filtering not recognized by server", re.IGNORECASE)
 # Ids in one request, 325 kB at most: many servers refuse a request of more than 1 MB.
 BATCH = 5_000
-VERSION_SECONDS = 10.0
 # Where the new pack is put together: a name that layout.tidy() removes.
 WORKSHOP = "objects/tmp_repack"
 
@@ -36,7 +31,7 @@ class Wish(Enum):
     AS_IT_IS = auto()
     """A new one is whole; one that is partial stays so, and gets what it lacks by id."""
     PARTIAL = auto()
-    """A new one is partial, if git and the server can; one that is whole stays so."""
+    """A new one is partial, if the server can; one that is whole stays so."""
 
 
 def wish(setting: str, scheme: str, paths: Sequence[str]) -> Wish:
@@ -56,35 +51,13 @@ def _begins_plainly(path: str) -> bool:
     return bool(first) and not set("*?[") & set(first)
 
 
-def knows_no_lazy_fetch(version: tuple[int, int, int]) -> bool:
-    """Whether this git can be told never to fetch a missing object by itself (GIT_NO_LAZY_FETCH). Pure.
-
-    It came with 2.45.0 and, as part of a security fix, with the last release of each line since 2.39.
-    """
-    fixed = {39: 4, 40: 2, 41: 1, 42: 2, 43: 4, 44: 1}
-    major, minor, patch = version
-    if major != 2:
-        return major > 2
-    return minor > max(fixed) or (minor in fixed and patch >= fixed[minor])
-
-
-@cache
-def fit_for_partial() -> bool:
-    """Whether the git on PATH can read partial mirrors without fetching behind our back; asked once a process."""
-    call = GitCall(Path(os.sep), local_environment(), time.monotonic() + VERSION_SECONDS, cleaner())
-    try:
-        found = re.search(rb"(\d+)\.(\d+)(?:\.(\d+))?", run(call, "version"))
-    except GitFailed:
-        return False
-    return found is not None and knows_no_lazy_fetch((int(found[1]), int(found[2]), int(found[3] or 0)))
-
-
 def fetch_blobs(call: GitCall, object_ids: Sequence[str], *, watch: Callable[[], None]) -> None:
     """Fetch objects by their ids, some thousands a request. Raises GitFailed."""
     for start in range(0, len(object_ids), BATCH):
         some = object_ids[start : start + BATCH]
         run(
             call,
+            *PROMISED,
             # What is here must not be told: the server would leave out what belongs to commits that are here.
             *("-c", "fetch.negotiationAlgorithm=noop"),
             "fetch",
@@ -93,7 +66,6 @@ def fetch_blobs(call: GitCall, object_ids: Sequence[str], *, watch: Callable[[],
             "--no-write-fetch-head",
             "--no-auto-maintenance",
             "--no-recurse-submodules",
-            FILTER,
             "--stdin",
             "origin",
             stdin="".join(f"{object_id}\n" for object_id in some).encode(),
@@ -135,4 +107,3 @@ def remove_packs(folder: Path, names: set[str]) -> None:
         files = (folder / "objects/pack").glob(f"{name}.*")
         for path in sorted(files, key=lambda path: path.suffix != ".idx"):
             path.unlink(missing_ok=True)
-
