@@ -63,6 +63,8 @@ GIT_ALLOW_HTTP = env.bool("GIT_ALLOW_HTTP", False)
 GIT_ALLOWED_NETWORKS = env.list("GIT_ALLOWED_NETWORKS", default=[])
 GIT_FILE_ROOT = env.str("GIT_FILE_ROOT", "")
 GIT_FETCH_MAX_BYTES = env.int("GIT_FETCH_MAX_BYTES", 2 * 1024**3)
+# auto: a new mirror is partial where that pays (workers/fetch/partial.py); off: every mirror has all files.
+GIT_PARTIAL_CLONE = env.str("GIT_PARTIAL_CLONE", "auto").strip().lower()
 GIT_MAX_REFS = env.int("GIT_MAX_REFS", 100_000)
 DELIVERY_MAX_REMOVED_PART = env.float("DELIVERY_MAX_REMOVED_PART", 0.5)
 # Folders that a Cluster with the driver `directory` may name lie below this one.

@@ -239,6 +239,8 @@ def _base(home: str, protocol: str) -> dict[str, str]:
         "GIT_PROTOCOL_FROM_USER": "0",
         "GIT_ALLOW_PROTOCOL": protocol or "none",
         "GIT_NO_REPLACE_OBJECTS": "1",
+        # What a partial mirror lacks is fetched in batches, and never one by one by whoever stumbles over it.
+        "GIT_NO_LAZY_FETCH": "1",
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_SSH_COMMAND": "false",
     }

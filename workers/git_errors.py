@@ -62,6 +62,13 @@ class CommitNotFound(GitError):
     )
 
 
+class ObjectsRefused(GitError):
+    """`detail` says why; a mirror with every file needs no such request."""
+
+    cause = "objects-refused"
+    sentence = "The server does not give files by their ids, so the mirror has to be fetched with all of its files."
+
+
 class Redirected(GitError):
     cause = "redirect"
     sentence = "The server answered with a redirect, which is not followed. Register the repository's new URL."
@@ -177,6 +184,7 @@ RULES: Sequence[tuple[re.Pattern[str], type[GitError]]] = (
             r"unable to (find|open) .*\.idx",
             r"unable to read (tree|sha1|object)?",
             r"unresolved deltas",
+            r"from promisor remote",
             r"not a git repository: ",
             r"bad config",
             r"unknown repository extension",

@@ -38,6 +38,11 @@ class ObjectReader(Protocol):
     def tree(self, tree_id: str) -> Sequence[TreeItem]:
         """The lines of one tree, in the order stored."""
 
+    def want(self, object_ids: Sequence[str], *, max_bytes: int) -> None:
+        """Have these files ready, which may have `max_bytes` together; a store that keeps only some files gets the others
+        now. To be called before their sizes and contents are asked for.
+        """
+
     def sizes(self, object_ids: Sequence[str]) -> list[int]:
         """The sizes in bytes, in the order asked, without reading contents."""
 

@@ -7,7 +7,7 @@ disk is busy.
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -36,10 +36,11 @@ from workers.bundle.select import Limits, list_entries, selection_key
 from workers.bundle.store import BundleStore
 from workers.content import Bundle as BundleContent
 from workers.content import BundleUnavailable
-from workers.fetch.mirror import FetchLimits
+from workers.fetch.mirror import FetchLimits, Source
 from workers.fetch.mirror import Mirror as MirrorFolder
+from workers.fetch.partial import Wish, wish
 from workers.git_environment import AccessError
-from workers.git_errors import CommitNotFound, GitError, MirrorBusy, MirrorCorrupt
+from workers.git_errors import CommitNotFound, GitError, MirrorBusy, MirrorCorrupt, ObjectsRefused
 
 log = structlog.get_logger(__name__)
 State = SyncJob.State
@@ -249,25 +250,57 @@ def make(work: Work, renewer: Renewer) -> Made:
     size: dict[str, int] = {}
     try:
         with renewer.keeping(row, deadline_seconds=settings.GIT_FETCH_TIMEOUT):
-            report = folder.fetch(
-                resolved(fetch_access_of(work.remote)),
-                work.revision.commit,
-                str(work.gitrepo.pk),
-                deadline_seconds=until - time.monotonic(),
-                limits=FetchLimits(max_bytes=settings.GIT_FETCH_MAX_BYTES),
-            )
-            size = {"size_bytes": folder.size_bytes()}
-            log.info("fetched", bytes=report.bytes, seconds=round(report.seconds, 3), asked_remote=report.fetched)
+            source = Source(resolved(fetch_access_of(work.remote)), FetchLimits(settings.GIT_FETCH_MAX_BYTES))
             try:
-                return bundle(work, folder, until - time.monotonic())
+                return content(work, folder, source, until)
             except (MirrorCorrupt, ContentChanged):
                 folder.remove()
                 raise
             finally:
-                _maintain(folder, until - time.monotonic() + MAINTAIN_SECONDS)
+                with suppress(OSError):
+                    size = {"size_bytes": folder.size_bytes()}
     finally:
         now = database_now()
         finish(row, **Mirror.due_in(now, 0), last_fetch_at=now, last_used_at=now, **size)
+
+
+def content(work: Work, folder: MirrorFolder, source: Source, until: float) -> Made:
+    """make() without the database, until the monotonic instant `until`. A remote that turns out to give no files by their
+    ids is fetched with all of them.
+    """
+    wanted = wish(settings.GIT_PARTIAL_CLONE, source.access.scheme, work.gitrepo.paths)
+    try:
+        return _content(work, folder, source, wanted, until)
+    except ObjectsRefused as refused:
+        log.warning("a mirror is made whole", gitrepo=work.gitrepo.name, reason=refused.detail or str(refused))
+        return _content(work, folder, source, Wish.WHOLE, until)
+
+
+def _content(work: Work, folder: MirrorFolder, source: Source, wanted: Wish, until: float) -> Made:
+    report = folder.fetch(
+        source.access,
+        work.revision.commit,
+        str(work.gitrepo.pk),
+        deadline_seconds=until - time.monotonic(),
+        limits=source.limits,
+        run_folder=source.run_folder,
+        wish=wanted,
+    )
+    log.info(
+        "fetched",
+        bytes=report.bytes,
+        seconds=round(report.seconds, 3),
+        asked_remote=report.fetched,
+        partial=report.partial,
+    )
+    if report.fell_back:
+        log.warning(
+            "a mirror is whole that could have been partial", gitrepo=work.gitrepo.name, reason=report.fell_back
+        )
+    try:
+        return bundle(work, folder, source, until - time.monotonic())
+    finally:
+        _maintain(folder, until - time.monotonic() + MAINTAIN_SECONDS)
 
 
 def _maintain(folder: MirrorFolder, deadline_seconds: float) -> None:
@@ -279,10 +312,10 @@ def _maintain(folder: MirrorFolder, deadline_seconds: float) -> None:
         log.warning("a mirror could not be repacked", mirror=folder.folder.name, cause=error.cause, error=str(error))
 
 
-def bundle(work: Work, folder: MirrorFolder, deadline_seconds: float) -> Made:
+def bundle(work: Work, folder: MirrorFolder, source: Source, deadline_seconds: float) -> Made:
     paths = list(work.gitrepo.paths)
     before = work.gitrepo.wanted_revision
-    with folder.reader(deadline_seconds=deadline_seconds) as reader:
+    with folder.reader(deadline_seconds=deadline_seconds, source=source) as reader:
         selection = selection_key(reader, work.revision.commit, paths)
         unchanged = (
             not work.forced
@@ -294,7 +327,10 @@ def bundle(work: Work, folder: MirrorFolder, deadline_seconds: float) -> Made:
         )
         if unchanged:
             return Made(selection.key)
-        built = build(reader, list_entries(reader, selection, limits()), store())
+        entries = list_entries(reader, selection, limits())
+        if reader.filled:
+            log.info("fetched files of a partial mirror", files=reader.filled)
+        built = build(reader, entries, store())
     return Made(selection.key, built.sha256, built.size, built.files)
 
 

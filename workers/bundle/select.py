@@ -95,6 +95,7 @@ def list_entries(reader: ObjectReader, selection: Selection, limits: Limits) -> 
     if not found:
         raise NoMatch("The paths select no file in this commit. Correct the paths.")
     found.sort(key=lambda top: top.path)
+    reader.want([top.object_id for top in found], max_bytes=limits.max_bytes)
     links = [top for top in found if top.mode == SYMLINK]
     files = [top for top in found if top.mode != SYMLINK]
     sizes = dict(zip([f.path for f in files], reader.sizes([f.object_id for f in files]), strict=True))

@@ -89,6 +89,13 @@ def run(
         return process.communicate(stdin, max_output_bytes, watch)
 
 
+def run_and_hear(call: GitCall, *arguments: str, watch: Callable[[], None] | None = None) -> str:
+    """run() for what git warns of while it ends well: answers its standard error, uncleaned."""
+    with child(call, *arguments, stdin=False) as process:
+        process.communicate(b"", 0, watch)
+        return process.said
+
+
 class Child:
     """A running git, read with a deadline. Made by child(), which also ends it."""
 
@@ -97,6 +104,7 @@ class Child:
         self._process = process
         self._stderr = bytearray()
         self._buffer = bytearray()
+        self._request = b""
         self._selector = selectors.DefaultSelector()
         for stream, name in ((process.stdout, "out"), (process.stderr, "err")):
             os.set_blocking(stream.fileno(), False)
@@ -106,6 +114,11 @@ class Child:
     def pid(self) -> int:
         """The process group too."""
         return cast(int, self._process.pid)
+
+    @property
+    def said(self) -> str:
+        """The end of its standard error so far."""
+        return self._stderr.decode("utf-8", "replace")
 
     def write(self, data: bytes) -> None:
         """Small requests only: at most a pipe's buffer (64 KiB) may be unanswered."""
@@ -132,9 +145,11 @@ class Child:
         return data
 
     def communicate(self, stdin: bytes, max_output_bytes: int, watch: Callable[[], None] | None) -> bytes:
+        """`stdin` may be of any size: it is handed over as git takes it, within the deadline."""
         if stdin:
-            self.write(stdin)
-            self._process.stdin.close()
+            self._request = stdin
+            os.set_blocking(self._process.stdin.fileno(), False)
+            self._selector.register(self._process.stdin, selectors.EVENT_WRITE, "in")
         while self._pump(watch):
             if len(self._buffer) > max_output_bytes:
                 raise GitError(f"git wrote more than {max_output_bytes} bytes where less was expected.")
@@ -157,8 +172,7 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         if self._process.stdin:
-            with suppress(OSError):
-                self._process.stdin.close()
+            self._end_request()
         # Who holds a pipe is not dead yet, and might still write a file that is about to be removed.
         end = time.monotonic() + REAP_SECONDS
         while self._selector.get_map() and time.monotonic() < end:
@@ -188,6 +202,9 @@ class Child:
 
     def _step(self, wait_seconds: float) -> None:
         for key, _ in self._selector.select(wait_seconds):
+            if key.data == "in":
+                self._hand_over()
+                continue
             try:
                 data = os.read(key.fd, CHUNK_BYTES)
             except BlockingIOError:
@@ -199,6 +216,22 @@ class Child:
             else:
                 self._stderr += data
                 del self._stderr[:-STDERR_BYTES]
+
+    def _hand_over(self) -> None:
+        try:
+            self._request = self._request[os.write(self._process.stdin.fileno(), self._request[:CHUNK_BYTES]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._request = b""  # its status says why it reads no more
+        if not self._request:
+            self._end_request()
+
+    def _end_request(self) -> None:
+        with suppress(KeyError, ValueError):  # never registered, or closed already
+            self._selector.unregister(self._process.stdin)
+        with suppress(OSError):
+            self._process.stdin.close()
 
     def _status(self) -> int:
         """The exit status, or minus the signal. Nothing is reaped here: until close() has killed the group,

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HEAD = "ref: refs/heads/none\n"
-CONFIG = {
-    "sha1": "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n",
-    "sha256": (
-        "[core]\n\trepositoryformatversion = 1\n\tfilemode = true\n\tbare = true\n"
-        "[extensions]\n\tobjectformat = sha256\n"
-    ),
-}
+CORE = "[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = true\n"
+SHA256 = "[extensions]\n\tobjectformat = sha256\n"
+# git itself reads nothing of this. That blobs may be missing is told to the commands that must know it (partial.py), so
+# that no other one ever fetches what it stumbles over.
+PARTIAL = "[fleetsync]\n\tpartial = true\n"
 # git's temporary files: packs on their way in, packs being rewritten, loose objects. A `.keep` is what a
 # fetch puts beside its new pack until the ref is written.
 TEMPORARY = ("tmp_*", ".tmp-*", "*.keep", "incoming-*", "tmp_objdir-*")
@@ -24,13 +22,22 @@ def object_format(commit: str) -> str:
     return "sha1" if len(commit) == 40 else "sha256"
 
 
-def make(folder: Path, kind: str) -> None:
+def config(kind: str, *, partial: bool) -> str:
+    """The one text that a mirror's config may have. A version of this code that knows no partial mirrors takes such a
+    mirror for a stranger's, and makes it anew.
+    """
+    sha256 = kind == "sha256"
+    text = CORE.format(version=int(sha256))
+    return text + (SHA256 if sha256 else "") + (PARTIAL if partial else "")
+
+
+def make(folder: Path, kind: str, *, partial: bool = False) -> None:
     """An empty bare repository at `folder`, which appears whole or not at all."""
     new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)
     for name in ("objects/info", "objects/pack", "refs/fleetsync", "info"):
         (new / name).mkdir(parents=True)
-    (new / "config").write_text(CONFIG[kind])
+    (new / "config").write_text(config(kind, partial=partial))
     (new / "HEAD").write_text(HEAD)
     new.rename(folder)
 
@@ -39,7 +46,7 @@ def is_ours(folder: Path, kind: str) -> bool:
     """Whether the fixed parts are as make() wrote them. What somebody else wrote there might be a command."""
     try:
         return (
-            (folder / "config").read_text() == CONFIG[kind]
+            (folder / "config").read_text() in (config(kind, partial=False), config(kind, partial=True))
             and (folder / "HEAD").read_text() == HEAD
             and (folder / "objects/pack").is_dir()
             and (folder / "refs").is_dir()
@@ -48,6 +55,23 @@ def is_ours(folder: Path, kind: str) -> bool:
         )
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def is_partial(folder: Path) -> bool:
+    """Whether blobs may be missing in the mirror at `folder`; False if there is none."""
+    try:
+        return (folder / "config").read_text().endswith(PARTIAL)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def call_whole(folder: Path, kind: str) -> None:
+    """Make a whole mirror of a partial one that lacks nothing. The marks on its packs mean nothing then."""
+    new = folder / "config.lock"
+    new.write_text(config(kind, partial=False))
+    new.rename(folder / "config")
+    for mark in (folder / "objects/pack").glob("*.promisor"):
+        mark.unlink(missing_ok=True)
 
 
 def discard(folder: Path) -> None:

@@ -28,6 +28,23 @@ def locked(path: Path, *, shared: bool) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextmanager
+def alone(path: Path, descriptor: int) -> Iterator[None]:
+    """Hold a shared lock of locked() exclusively for a while; MirrorBusy at once if others hold it too, and then the
+    block around it must end: the kernel lets go of a lock before it gives the other one.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MirrorBusy from None
+    try:
+        if not _is_still(path, descriptor):
+            raise MirrorBusy
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
 def _acquire(path: Path, kind: int) -> int:
     while True:
         descriptor = _open(path)

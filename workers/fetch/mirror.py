@@ -3,23 +3,26 @@
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workers.fetch import layout
-from workers.fetch.git import GitCall, GitFailed, run
-from workers.fetch.locks import locked
+from workers.fetch import layout, partial
+from workers.fetch.git import GitCall, GitFailed, run, run_and_hear
+from workers.fetch.locks import alone, locked
+from workers.fetch.partial import Wish
 from workers.fetch.reader import GitObjectReader
 from workers.git_environment import AccessError, RemoteAccess, git_environment, local_environment
 from workers.git_errors import (
     AccessRefused,
     BadObjects,
     Cleaner,
+    CommitNotFound,
     GitError,
     LimitExceeded,
     MirrorCorrupt,
+    ObjectsRefused,
     cleaner,
     disk_errors,
 )
@@ -41,11 +44,26 @@ class FetchLimits:
 
 @dataclass(frozen=True, slots=True)
 class FetchReport:
-    """`bytes` by which the mirror grew, `seconds` taken, and whether the remote was asked at all."""
+    """`bytes` by which the mirror grew, `seconds` taken, and whether the remote was asked at all.
+
+    `partial`: files that nobody wanted are not there. `fell_back` says why a mirror that was to be partial is not; "" if
+    nothing of the kind happened.
+    """
 
     bytes: int
     seconds: float
     fetched: bool
+    partial: bool = False
+    fell_back: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a reader gets what a partial mirror lacks."""
+
+    access: RemoteAccess
+    limits: FetchLimits = FetchLimits()
+    run_folder: Path | None = None
 
 
 class Mirror:
@@ -68,13 +86,16 @@ class Mirror:
         deadline_seconds: float,
         limits: FetchLimits | None = None,
         run_folder: Path | None = None,
+        wish: Wish = Wish.AS_IT_IS,
     ) -> FetchReport:
-        """Have `commit` with all its files, held by refs/fleetsync/`keep_ref`.
+        """Have `commit` with all its files, or in a partial mirror with all its folders, held by
+        refs/fleetsync/`keep_ref`.
 
         1. Alone: take the lock, which git inherits, and remove what killed processes left.
         2. The commit is there whole: move the ref, ask nobody.
         3. Otherwise fetch it by its id, so that no later push can come between.
-        4. A mirror that turns out to be damaged is removed and fetched anew, once.
+        4. A mirror that turns out to be damaged is removed and fetched anew, once. One that can't stay partial is made
+           whole.
 
         `keep_ref` is an id of ours, as in "17" or "17/42". After an error nothing is left of the attempt.
         """
@@ -92,8 +113,9 @@ class Mirror:
                     inherit=(lock,),
                     max_file_bytes=(limits or FetchLimits()).max_bytes,
                 )
-                fetched, grown = self._fetch_or_remake(call, commit, keep_ref)
-        return FetchReport(bytes=grown, seconds=time.monotonic() - started, fetched=fetched)
+                fetched, grown, fell_back = self._fetch_or_remake(call, commit, keep_ref, wish)
+        seconds = time.monotonic() - started
+        return FetchReport(grown, seconds, fetched, layout.is_partial(self.folder), fell_back)
 
     @contextmanager
     def shared(self) -> Iterator[int]:
@@ -102,12 +124,22 @@ class Mirror:
             yield lock
 
     @contextmanager
-    def reader(self, *, deadline_seconds: float) -> Iterator[GitObjectReader]:
-        """Objects by id, under the shared lock. MirrorCorrupt from it means: remove() and fetch() again."""
+    def reader(self, *, deadline_seconds: float, source: Source | None = None) -> Iterator[GitObjectReader]:
+        """Objects by id, under the shared lock. MirrorCorrupt from it means: remove() and fetch() again.
+
+        In a partial mirror the reader's want() fetches what is lacking from `source`, within the same deadline.
+        ObjectsRefused from it means: fetch() again, with Wish.WHOLE.
+        """
         with disk_errors(), self.shared() as lock:
             if not (self.folder / "HEAD").exists():
                 raise MirrorCorrupt("The mirror is not there any more. It is fetched anew.")
-            with GitObjectReader(self._local(deadline_seconds, lock)) as reader:
+            call = self._local(deadline_seconds, lock)
+
+            def fill(object_ids: Sequence[str], max_bytes: int) -> None:
+                if source:
+                    self._fill(call, source, object_ids, max_bytes)
+
+            with GitObjectReader(call, fill if layout.is_partial(self.folder) else None) as reader:
                 yield reader
 
     def refs(self, *, deadline_seconds: float = 30.0) -> dict[str, str]:
@@ -147,7 +179,11 @@ class Mirror:
                 layout.tidy(self.folder)
                 call = self._local(deadline_seconds, lock)
                 try:
-                    _run(call, "repack", "-a", "-d", "-q")
+                    if layout.is_partial(self.folder):
+                        with _local_errors():
+                            partial.repack(call, self.folder)
+                    else:
+                        _run(call, "repack", "-a", "-d", "-q")
                     _run(call, "prune", "--expire=now")
                 finally:
                     layout.tidy(self.folder)
@@ -174,72 +210,128 @@ class Mirror:
         """The keep_refs by their files alone, without git and without the lock: a first look over many mirrors."""
         return layout.loose_refs(self.folder, "refs/fleetsync")
 
-    def _fetch_or_remake(self, call: GitCall, commit: str, keep_ref: str) -> tuple[bool, int]:
-        fresh = self._prepare(commit)
+    def _fetch_or_remake(self, call: GitCall, commit: str, keep_ref: str, wish: Wish) -> tuple[bool, int, str]:
+        """Whether the remote was asked, by how many bytes the mirror grew, and why it is not partial as wished."""
+        fresh = self._prepare(commit, wish)
+        was_partial = layout.is_partial(self.folder)
         try:
             return self._fetch_once(call, commit, keep_ref)
-        except MirrorCorrupt as error:
-            if fresh:
+        except (MirrorCorrupt, ObjectsRefused) as error:
+            if fresh and not was_partial:
                 # Nothing of ours was there to be damaged, so the remote sends what does not hold together.
                 raise BadObjects(detail=error.detail) from error
+            refused = error
+        # What a new partial mirror stumbles over, a whole one may not.
+        whole = was_partial and (fresh or isinstance(refused, ObjectsRefused))
         layout.discard(self.folder)
-        self._prepare(commit)
+        self._prepare(commit, Wish.WHOLE if whole else wish)
         try:
-            return self._fetch_once(call, commit, keep_ref)
+            fetched, grown, fell_back = self._fetch_once(call, commit, keep_ref)
         except MirrorCorrupt as error:
             raise BadObjects(detail=error.detail) from error
+        return fetched, grown, fell_back or (refused.detail if whole else "")
 
-    def _prepare(self, commit: str) -> bool:
+    def _prepare(self, commit: str, wish: Wish) -> bool:
         """A mirror to fetch into; True if it had to be made."""
         kind = layout.object_format(commit)
         if self.folder.exists():
-            if layout.is_ours(self.folder, kind):
+            unwanted = wish is Wish.WHOLE and layout.is_partial(self.folder)
+            if layout.is_ours(self.folder, kind) and not unwanted:
                 return False
             layout.discard(self.folder)
-        layout.make(self.folder, kind)
+        layout.make(self.folder, kind, partial=wish is Wish.PARTIAL)
         return True
 
-    def _fetch_once(self, call: GitCall, commit: str, keep_ref: str) -> tuple[bool, int]:
+    def _fetch_once(self, call: GitCall, commit: str, keep_ref: str) -> tuple[bool, int, str]:
         ref = f"refs/fleetsync/{keep_ref}"
         if self._has(call, commit):
-            _run(call, "update-ref", ref, commit)
-            return False, 0
-        packs = self.folder / "objects"
-        before = layout.size_bytes(packs)
-
-        def watch() -> None:
-            # The size of each file is held by the kernel (ulimit); this holds the sum of them.
-            if layout.size_bytes(packs) - before > call.max_file_bytes:
-                raise _too_big(call)
-
+            _run(_here(call), "update-ref", ref, commit)
+            return False, 0, ""
+        before, empty = layout.size_bytes(self.folder / "objects"), not partial.pack_names(self.folder)
         try:
-            # One commit and no history: measured on 6 MB in 300 files, a next commit to one file still costs
-            # 2.6 kB, because our ref says what is here already. The file `shallow` grows by a line each,
-            # hence maintain().
-            try:
-                run(call, *_fetch_words(commit, ref, "--depth=1"), watch=watch)
-            except GitFailed as failed:
-                if not NO_DEPTH.search(failed.stderr.decode("utf-8", "replace")):
-                    raise
-                run(call, *_fetch_words(commit, ref), watch=watch)  # a plain file server
+            with self._bounded(call, _too_big(call.max_file_bytes)) as watch:
+                unfiltered = self._ask(call, commit, ref, watch)
         except GitFailed as failed:
-            layout.tidy(self.folder)
-            if TOO_BIG.search(failed.stderr.decode("utf-8", "replace")):
-                raise _too_big(call) from failed
             if type(failed.error) in (GitError, BadObjects) and not self._is_sound(call):
                 raise MirrorCorrupt(detail=failed.error.detail) from failed
             raise failed.error from failed
+        fell_back = ""
+        if unfiltered and empty:
+            # It got every file, so it is as good as one that was never to be partial.
+            layout.call_whole(self.folder, layout.object_format(commit))
+            fell_back = "the server allows no filters (uploadpack.allowFilter)"
+        return True, max(layout.size_bytes(self.folder / "objects") - before, 0), fell_back
+
+    def _ask(self, call: GitCall, commit: str, ref: str, watch: Callable[[], None]) -> bool:
+        """Fetch the commit; whether the server sent files that a partial mirror did not ask for."""
+        filters = partial.PROMISED if layout.is_partial(self.folder) else ()
+        # One commit and no history: measured on 6 MB in 300 files, a next commit to one file still costs 2.6 kB, because
+        # our ref says what is here already. The file `shallow` grows by a line each, hence maintain().
+        try:
+            said = run_and_hear(call, *filters, *_fetch_words(commit, ref, "--depth=1"), watch=watch)
+        except GitFailed as failed:
+            if not NO_DEPTH.search(failed.stderr.decode("utf-8", "replace")):
+                raise
+            if filters:
+                raise ObjectsRefused(detail="the server is a plain file server") from failed
+            said = run_and_hear(call, *_fetch_words(commit, ref), watch=watch)
+        return bool(filters) and bool(partial.NOT_FILTERED.search(said))
+
+    @contextmanager
+    def _bounded(self, call: GitCall, too_big: LimitExceeded) -> Iterator[Callable[[], None]]:
+        """Yields what is to be called while git writes here. What a failed git leaves is removed; one that wrote too
+        much raises `too_big`.
+        """
+        objects = self.folder / "objects"
+        before = layout.size_bytes(objects)
+
+        def watch() -> None:
+            # The size of each file is held by the kernel (ulimit); this holds the sum of them.
+            if layout.size_bytes(objects) - before > call.max_file_bytes:
+                raise too_big
+
+        try:
+            yield watch
+        except GitFailed as failed:
+            layout.tidy(self.folder)
+            if TOO_BIG.search(failed.stderr.decode("utf-8", "replace")):
+                raise too_big from failed
+            raise
         except GitError:
             layout.tidy(self.folder)
             raise
-        return True, max(layout.size_bytes(packs) - before, 0)
+
+    def _fill(self, reading: GitCall, source: Source, object_ids: Sequence[str], max_bytes: int) -> None:
+        """Fetch files that this partial mirror lacks; `reading` holds its lock. They may have `max_bytes` together.
+
+        What came before an error stays for the next try, but after a limit's: nobody could use it.
+        """
+        # A pack is at most so much bigger than what is in it.
+        most = max_bytes + max_bytes // 1000 + 64 * len(object_ids) + 4096
+        too_big = _too_many(max_bytes) if most < source.limits.max_bytes else _too_big(source.limits.max_bytes)
+        most = min(most, source.limits.max_bytes)
+        before = partial.pack_names(self.folder)
+        with alone(self.lock_file, *reading.inherit), _environment(source.access, source.run_folder) as (env, clean):
+            call = replace(reading, env=env, clean=clean, max_file_bytes=most)
+            try:
+                with self._bounded(call, too_big) as watch:
+                    partial.fetch_blobs(call, object_ids, watch=watch)
+            except LimitExceeded:
+                partial.remove_packs(self.folder, partial.pack_names(self.folder) - before)
+                raise
+            except GitFailed as failed:
+                if isinstance(failed.error, CommitNotFound | MirrorCorrupt):
+                    raise ObjectsRefused(detail=failed.error.detail) from failed
+                raise failed.error from failed
 
     def _has(self, call: GitCall, commit: str) -> bool:
-        """Whether the commit and everything in its tree is here. Reads trees, but no file's content."""
+        """Whether the commit and everything in its tree is here, in a partial mirror all of its folders. Reads trees, but
+        no file's content.
+        """
         if not any((self.folder / "objects/pack").glob("*.idx")):
             return False
         try:
-            run(call, "rev-list", "--objects", "--no-walk", "--quiet", commit)
+            run(_here(call), "rev-list", "--objects", "--no-walk", "--quiet", *self._only_folders(), commit)
         except GitFailed:
             return False
         return True
@@ -249,10 +341,13 @@ class Mirror:
         nonsense.
         """
         try:
-            run(call, "rev-list", "--objects", "--all", "--quiet")
+            run(_here(call), "rev-list", "--objects", "--all", "--quiet", *self._only_folders())
         except GitFailed:
             return False
         return True
+
+    def _only_folders(self) -> list[str]:
+        return [partial.FILTER] if layout.is_partial(self.folder) else []
 
     def _local(self, deadline_seconds: float, lock: int) -> GitCall:
         return GitCall(
@@ -288,22 +383,40 @@ def _fetch_words(commit: str, ref: str, *more: str) -> list[str]:
     ]
 
 
+def _here(call: GitCall) -> GitCall:
+    """The same for a command that asks nobody, and could not if it wanted to."""
+    return replace(call, env=local_environment())
+
+
 def _run(call: GitCall, *arguments: str) -> bytes:
-    """A local command: if it fails, the mirror is at fault unless git says otherwise."""
-    try:
+    with _local_errors():
         return run(call, *arguments, max_output_bytes=64 * 1024**2)
+
+
+@contextmanager
+def _local_errors() -> Iterator[None]:
+    """If a local command fails, the mirror is at fault unless git says otherwise."""
+    try:
+        yield
     except GitFailed as failed:
         if failed.error.local:
             raise failed.error from failed
         raise MirrorCorrupt(detail=failed.error.detail) from failed
 
 
-def _too_big(call: GitCall) -> LimitExceeded:
+def _too_big(max_bytes: int) -> LimitExceeded:
     return LimitExceeded(
         "GIT_FETCH_MAX_BYTES",
-        f"The commit needs more than {call.max_file_bytes} bytes, the limit GIT_FETCH_MAX_BYTES. Make the "
-        "repository "
-        "smaller, or have the limit raised.",
+        f"The commit needs more than {max_bytes} bytes, the limit GIT_FETCH_MAX_BYTES. Make the repository smaller, or "
+        "have the limit raised.",
+    )
+
+
+def _too_many(max_bytes: int) -> LimitExceeded:
+    return LimitExceeded(
+        "BUNDLE_MAX_BYTES",
+        f"The selected files have more than {max_bytes} bytes, the limit BUNDLE_MAX_BYTES. Name fewer folders, or have "
+        "the limit raised.",
     )
 
 

@@ -1,14 +1,14 @@
 """Objects of a mirror by id, through two `git cat-file` processes that live as long as the reader."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from types import TracebackType
 from typing import Self
 
 from workers.fetch.git import Child, GitCall, GitFailed, child
-from workers.git_errors import GitError, LimitExceeded, MirrorCorrupt
+from workers.git_errors import GitError, LimitExceeded, MirrorCorrupt, ObjectsRefused
 from workers.objects import TreeItem
 
 # Requests on their way at a time: enough that git never waits, and far below what fills a pipe (64 KiB).
@@ -58,11 +58,14 @@ class _Slot:
 
 
 class GitObjectReader:
-    """workers.objects.ObjectReader over one mirror. Raises MirrorCorrupt, GitTimeout, CommitNotFound,
-    LimitExceeded.
+    """workers.objects.ObjectReader over one mirror. Raises MirrorCorrupt, GitTimeout, LimitExceeded; want() also what a
+    remote's answer may be, and ObjectsRefused. `filled` is how many objects were fetched for it.
     """
 
-    def __init__(self, call: GitCall) -> None:
+    def __init__(self, call: GitCall, fill: Callable[[Sequence[str], int], None] | None = None) -> None:
+        """`fill`(ids, most bytes together) brings objects into a mirror in which they may be lacking."""
+        self.filled = 0
+        self._fill = fill
         self._contents = _Slot(call, "--batch")
         self._infos = _Slot(call, "--batch-check=%(objectname) %(objectsize)")
 
@@ -101,6 +104,19 @@ class GitObjectReader:
         except GitFailed as failed:
             raise self._broken(failed) from failed
         return parse_tree(data, len(tree_id) // 2)
+
+    def want(self, object_ids: Sequence[str], *, max_bytes: int) -> None:
+        if self._fill is None:
+            return
+        if lacking := self._lacking(object_ids):
+            self._fill(lacking, max_bytes)
+            if still := self._lacking(lacking):
+                raise ObjectsRefused(detail=f"{len(still)} of {len(lacking)} were not sent")
+            self.filled += len(lacking)
+
+    def _lacking(self, object_ids: Sequence[str]) -> list[str]:
+        wanted = list(dict.fromkeys(object_ids))
+        return [object_id for object_id, found in zip(wanted, self._info(wanted), strict=True) if found is None]
 
     def sizes(self, object_ids: Sequence[str]) -> list[int]:
         answers = self._info(object_ids)
