@@ -30,7 +30,7 @@ CONTROL_BUDGET_SECONDS = 2.0
 @cache
 def _engine() -> Engine:
     """One engine for this process: what it keeps open serves the next session."""
-    return RemoteEngine()
+    return RemoteEngine(settings.GITREPO_RECONCILER_WORKERS)
 
 
 @shared_task(time_limit=hard_limit("control"), ignore_result=True)

@@ -76,7 +76,7 @@ def a_cluster(tmp_path: Path) -> None:
 
 def work() -> None:
     """One turn of every stage."""
-    engine = RemoteEngine()
+    engine = RemoteEngine(50)
     try:
         Session(engine, limit=10, budget_seconds=1, stopping=never).run()
     finally:
@@ -89,7 +89,7 @@ def work() -> None:
 
 def answer() -> None:
     """One turn of every worker that answers the doctor."""
-    engine = RemoteEngine()
+    engine = RemoteEngine(50)
     try:
         probes.ask_remotes(engine, budget_seconds=5, stopping=never)
     finally:

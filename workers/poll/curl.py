@@ -1,19 +1,13 @@
 """Polls over http(s): one event loop over libcurl, with connections, TLS sessions and what each remote speaks kept from one
-session to the next.
-
-Nothing here blocks on one server. libcurl calls back when a socket or its timer changes; both are kept in one epoll, which
-the loops of other protocols can wait for too (fileno()).
+session to the next. Nothing here blocks on one server.
 """
 
 import os
 import resource
-import select
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pycurl
 import structlog
@@ -21,68 +15,42 @@ import structlog
 from workers.git_environment import AccessError, check_access
 from workers.poll.conversation import Conclusion, Conversation, Known, LeftToGit, Refs
 from workers.poll.engine import PollError, PollRequest, PollResult
+from workers.poll.multi import multi_for
 from workers.poll.transfer import Transfer
 
 log = structlog.get_logger(__name__)
 
 # Remotes whose protocol is remembered, some 200 bytes each; the oldest go first.
 REMEMBERED = 200_000
-# Connections that are kept, over all hosts.
-KEPT_CONNECTIONS = 500
 # Descriptors that the process asks for: requests in flight and kept connections at their largest.
 DESCRIPTORS = 8192
 DEBIAN_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 class CurlEngine:
-    """Asks http(s) remotes. What only git can read is handed to `left_to_git`, with the time that is left for it.
+    """Asks http(s) remotes, `limit` of them at a time. What only git can read is handed to `left_to_git`, with the time that
+    is left for it.
 
     Not thread-safe: one session uses it at a time.
     """
 
-    def __init__(self, left_to_git: Callable[[PollRequest], None]) -> None:
+    def __init__(self, limit: int, left_to_git: Callable[[PollRequest], None]) -> None:
         self._left_to_git = left_to_git
         self._known: dict[str, Known] = {}
         self._free: list[Transfer] = []
         self._working: set[Transfer] = set()
         self._early: list[PollResult] = []
         self._authorities = _authorities()
-        self._timer_at: float | None = None
-        self._epoll = select.epoll()
-        self._multi: Any = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, KEPT_CONNECTIONS)
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
+        self._multi = multi_for(limit)
         _allow_descriptors()
 
-    # -- what libcurl asks for ----------------------------------------------------------------------------------------
+    def fileno(self) -> int | None:
+        """Readable when step() has something to do, its patience apart; None if there is no such descriptor."""
+        return self._multi.fileno()
 
-    def _watch(self, what: int, descriptor: int, _multi: object, _data: object) -> None:
-        if what == pycurl.POLL_REMOVE:
-            # It may be closed already, and gone with that.
-            with suppress(OSError, ValueError):
-                self._epoll.unregister(descriptor)
-            return
-        events = (select.EPOLLIN if what & pycurl.POLL_IN else 0) | (select.EPOLLOUT if what & pycurl.POLL_OUT else 0)
-        try:
-            self._epoll.modify(descriptor, events)
-        except FileNotFoundError:
-            self._epoll.register(descriptor, events)
-
-    def _set_timer(self, milliseconds: int) -> None:
-        self._timer_at = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
-
-    # -- the engine ---------------------------------------------------------------------------------------------------
-
-    def fileno(self) -> int:
-        """Readable when step() has something to do, the timer apart (timer_seconds())."""
-        return self._epoll.fileno()
-
-    def timer_seconds(self) -> float | None:
+    def patience_seconds(self) -> float:
         """How long step() may be left alone."""
-        if self._early:
-            return 0.0
-        return None if self._timer_at is None else max(0.0, self._timer_at - time.monotonic())
+        return 0.0 if self._early else self._multi.patience_seconds()
 
     @property
     def in_flight(self) -> int:
@@ -106,7 +74,7 @@ class CurlEngine:
 
     def _send(self, transfer: Transfer, now: float) -> None:
         transfer.prepare(now)
-        self._multi.add_handle(transfer.curl)
+        self._multi.add(transfer.curl)
 
     def wait(self, timeout_seconds: float) -> list[PollResult]:
         """The results that are there, waiting for the first one for at most `timeout_seconds`."""
@@ -118,39 +86,17 @@ class CurlEngine:
 
     def step(self, timeout_seconds: float) -> list[PollResult]:
         """Wait for the next thing that happens, at most so long, and do what follows from it."""
-        left = self.timer_seconds()
-        events = self._epoll.poll(timeout_seconds if left is None else min(timeout_seconds, left))
-        act = self._multi.socket_action
-        for descriptor, event in events:
-            act(
-                descriptor,
-                (pycurl.CSELECT_IN if event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR) else 0)
-                | (pycurl.CSELECT_OUT if event & select.EPOLLOUT else 0),
-            )
-        if self._timer_at is not None and self._timer_at <= time.monotonic():
-            self._timer_at = None
-            act(pycurl.SOCKET_TIMEOUT, 0)
         results, self._early = self._early, []
-        self._collect(results)
+        for curl, code in self._multi.turn(0.0 if results else timeout_seconds):
+            self._end(curl.transfer, code, time.monotonic(), results)
         return results
 
-    def _collect(self, results: list[PollResult]) -> None:
-        while True:
-            waiting, done, failed = self._multi.info_read()
-            now = time.monotonic()
-            for curl in done:
-                self._end(curl.transfer, None, now, results)
-            for curl, code, _ in failed:
-                self._end(curl.transfer, code, now, results)
-            if not waiting:
-                return
-
-    def _end(self, transfer: Transfer, code: int | None, now: float, results: list[PollResult]) -> None:
-        self._multi.remove_handle(transfer.curl)
+    def _end(self, transfer: Transfer, code: int, now: float, results: list[PollResult]) -> None:
+        self._multi.remove(transfer.curl)
         conversation = transfer.conversation
         conclusion: Conclusion | None
         try:
-            conclusion = conversation.take(transfer.answer()) if code is None else transfer.error(code)
+            conclusion = conversation.take(transfer.answer()) if code == 0 else transfer.error(code)
         except Exception:  # (one poll's fault must not end the session, which holds the leases of fifty)
             log.exception("a poll failed in a way that is not known", repository=conversation.request.access.url)
             conclusion = PollError("internal", "the poll failed inside fleetsync: see the worker's log")
@@ -175,7 +121,7 @@ class CurlEngine:
         url, known = conversation.request.access.url, conversation.known
         if known is None:
             self._known.pop(url, None)
-        elif self._known.get(url) != known:
+        elif self._known.get(url) is not known:
             self._known[url] = known
             if len(self._known) > REMEMBERED:
                 del self._known[next(iter(self._known))]
@@ -186,7 +132,7 @@ class CurlEngine:
 
     def abandon(self) -> None:
         for transfer in self._working:
-            self._multi.remove_handle(transfer.curl)
+            self._multi.remove(transfer.curl)
             transfer.curl.close()
         self._working.clear()
         self._early.clear()
@@ -197,7 +143,6 @@ class CurlEngine:
             transfer.curl.close()
         self._free.clear()
         self._multi.close()
-        self._epoll.close()
 
 
 def _authorities() -> dict[int, str]:

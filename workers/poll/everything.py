@@ -12,11 +12,11 @@ from workers.poll.plain import ask_git
 
 
 class RemoteEngine:
-    """Not thread-safe: one session uses it at a time."""
+    """Made for `limit` requests in flight. Not thread-safe: one session uses it at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self._loop = LoopEngine(self._ask)
-        self._curl = CurlEngine(left_to_git=self._loop.start)
+        self._curl = CurlEngine(limit, left_to_git=self._loop.start)
         self._refused: list[PollResult] = []
 
     async def _ask(self, request: PollRequest) -> PollResult:
@@ -52,8 +52,7 @@ class RemoteEngine:
             elif not self._curl.in_flight:
                 results += self._loop.wait(left)
             else:
-                timer = self._curl.timer_seconds()
-                waiting = left if timer is None else min(left, timer)
+                waiting = min(left, self._curl.patience_seconds())
                 results += self._loop.wait(waiting, readable=self._curl.fileno())
                 results += self._curl.step(0.0)
             if time.monotonic() >= ends_at:

@@ -34,7 +34,7 @@ def run_folder(settings: Settings, tmp_path: Path) -> Path:
 @pytest.fixture(params=["everything", "git"])
 def engine(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Engine]:
     settings.GIT_ALLOWED_NETWORKS = ["127.0.0.0/8"]
-    engine = RemoteEngine() if request.param == "everything" else LoopEngine(ask_git)
+    engine = RemoteEngine(50) if request.param == "everything" else LoopEngine(ask_git)
     yield engine
     engine.close()
 

@@ -34,7 +34,7 @@ def files_are_allowed(settings: Settings, tmp_path: Path) -> None:
 @pytest.fixture
 def poll() -> Iterator[Poll]:
     """One session: poll(limit=50)."""
-    engine = RemoteEngine()
+    engine = RemoteEngine(50)
 
     def run(*, limit: int = 50, budget: float = 20.0, stopping: Callable[[], bool] = lambda: False) -> SessionReport:
         report = Session(engine, limit=limit, budget_seconds=budget, stopping=stopping).run()
@@ -158,7 +158,7 @@ def test_no_host_is_asked_more_at_once_than_it_may(
     for number in range(6):
         register(f"r{number}", url=server.url(repository(tmp_path, f"r{number}")))
     most = 0
-    running = Session(RemoteEngine(), limit=50, budget_seconds=20, stopping=lambda: False)
+    running = Session(RemoteEngine(50), limit=50, budget_seconds=20, stopping=lambda: False)
     while True:
         now = time.monotonic()
         if now >= running.next_claim:

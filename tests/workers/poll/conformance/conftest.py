@@ -35,7 +35,7 @@ def surroundings(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = RemoteEngine()
+    engine = RemoteEngine(50)
     yield engine
     engine.close()
 
