@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import structlog
 
+from repos.heads import only_asked
 from workers.addresses import resolved_soon
 from workers.git_child import dies_with_us
 from workers.git_environment import AccessError, git_environment
@@ -70,7 +71,8 @@ async def ask_git(request: PollRequest) -> PollResult:
     refs = parse_refs(output)
     if len(output) >= request.max_refs * BYTES_PER_REF or len(refs) > request.max_refs:
         return PollResult(request.key, time.monotonic() - started, error=too_many(request))
-    return PollResult(request.key, time.monotonic() - started, refs)
+    # git takes a name for the end of one as well.
+    return PollResult(request.key, time.monotonic() - started, only_asked(refs, request.refs))
 
 
 def parse_refs(output: bytes) -> dict[str, str]:

@@ -36,7 +36,8 @@ class Case:
     # What the server names: "sha256" has to be said back, "sha1" may be, and where none is named none must be said.
     object_format: str = "sha1"
     max_refs: int = 1000
-    timeout_seconds: float = SECONDS
+    path: str = "team/shop.git"
+    access: Mapping[str, str] = field(default_factory=dict)
 
     def script(self) -> Script:
         """A server that has not been asked anything yet."""
@@ -60,9 +61,10 @@ def collect(engine: Engine, *, seconds: float = 60.0) -> dict[int, PollResult]:
 
 
 def conclusion(result: PollResult, asked: Sequence[str]) -> Conclusion:
-    """What a result says, as a line of the table has it: the part of the refs that was asked for, or a cause."""
+    """What a result says, as a line of the table has it: refs that were asked for and no others, or a cause."""
     if result.error is None:
-        return only_asked(result.refs, asked)
+        assert only_asked(result.refs, asked) == result.refs
+        return dict(result.refs)
     assert result.error.message and not result.refs
     return result.error.cause
 
@@ -73,7 +75,7 @@ def git_says(url: str, asked: Sequence[str], *config: str) -> Mapping[str, str] 
     patterns = [name + suffix for name in asked for suffix in ("", PEELED) if not (suffix and name == "HEAD")]
     done = subprocess.run(
         ["git", *settings, "ls-remote", "--quiet", url, *patterns],
-        env={**ENVIRONMENT, "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "", "GIT_PROTOCOL_FROM_USER": "0"},
+        env={**ENVIRONMENT, "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": ""},
         capture_output=True, timeout=60,
     )  # fmt: skip
     return only_asked(parse_refs(done.stdout), asked) if done.returncode == 0 else None
@@ -119,7 +121,9 @@ def check_ls_refs(sent: Sent, asked: Sequence[str], object_format: str = "sha1")
     assert prefixes == sorted(f"ref-prefix {name.removesuffix('*')}\n".encode() for name in asked)
 
 
-def check_sent(sent: Sequence[Sent], expected: str, asked: Sequence[str], object_format: str = "sha1") -> None:
+def check_sent(
+    sent: Sequence[Sent], expected: str, asked: Sequence[str], object_format: str = "sha1", *, authorized: bool = False
+) -> None:
     """Every request of one poll, in order, and that nothing goes along that nobody asked for."""
     assert " ".join(one.method for one in sent) == expected
     for one in sent:
@@ -127,4 +131,5 @@ def check_sent(sent: Sequence[Sent], expected: str, asked: Sequence[str], object
             check_discovery(one)
         else:
             check_ls_refs(one, asked, object_format)
-        assert not one.all("Cookie") and not one.all("Referer") and not one.all("Authorization")
+        assert not one.all("Cookie") and not one.all("Referer")
+        assert len(one.all("Authorization")) == authorized

@@ -58,13 +58,13 @@ def play(ask: Ask) -> Play:
     def run(case: Case) -> None:
         with stand_in(case.script()) as server:
             for says, sent in zip(case.says, case.sent, strict=True):
-                result = ask(server.url(), *case.asked, seconds=case.timeout_seconds, max_refs=case.max_refs)
+                result = ask(server.url(case.path), *case.asked, max_refs=case.max_refs, **case.access)
                 assert conclusion(result, case.asked) == says, result
-                check_sent(server.take(), sent, case.asked, case.object_format)
+                check_sent(server.take(), sent, case.asked, case.object_format, authorized=bool(case.access))
                 assert result.seconds < SECONDS
         if case.git:
             with stand_in(case.script()) as server:
                 first = case.says[0]
-                assert git_says(server.url(), case.asked) == (None if isinstance(first, str) else first)
+                assert git_says(server.url(case.path), case.asked) == (None if isinstance(first, str) else first)
 
     return run

@@ -16,6 +16,8 @@ BACKLOG = 512
 REQUEST_BYTES = 1 << 20
 # An endless answer ends here at the latest: a client that reads so much of it keeps no bound.
 ENDLESS_BYTES = 256 << 20
+# In a header, the server's own scheme, host and port.
+ADDRESS = b"{address}"
 
 
 @dataclass(frozen=True)
@@ -201,20 +203,21 @@ def _play(connection: socket.socket, server: StandIn, reply: Reply) -> bool:
     for step in reply:
         match step:
             case bytes():
-                connection.sendall(step)
-                server.given += len(step)
+                content = step.replace(ADDRESS, server.address.encode())
+                connection.sendall(content)
+                server.given += len(content)
             case Pause(seconds):
                 server.stopping.wait(seconds)
-            case Drip(content, seconds):
-                for byte in content:
+            case Drip(drops, seconds):
+                for byte in drops:
                     if server.stopping.wait(seconds):
                         return False
                     connection.sendall(bytes([byte]))
-            case Endless(content):
+            case Endless(more):
                 begun = server.given
                 while server.given - begun < ENDLESS_BYTES and not server.stopping.is_set():
-                    connection.sendall(content)
-                    server.given += len(content)
+                    connection.sendall(more)
+                    server.given += len(more)
                 return False
             case Hang():
                 server.stopping.wait(120)
