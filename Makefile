@@ -60,7 +60,7 @@ PRODUCTION = DEBUG=off ALLOWED_HOSTS=fleetsync.example.com REDIS_URL=redis://:li
 lint: parts-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict manage.py fleetsync repos workers tests $(wildcard bench/*.py)
+	$(BIN)/mypy --strict manage.py fleetsync repos workers tests bench
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python manage.py check
