@@ -188,6 +188,8 @@ FORMAT_MODULE_PATH = "fleetsync.formats"
 STATIC_URL = "static/"
 STATIC_ROOT = Path(env.str("STATIC_ROOT", str(BASE_DIR / "static")))
 WHITENOISE_USE_FINDERS = DEBUG
+# Said here, so that the tests, which run with DEBUG off, do not look through every file for each client.
+WHITENOISE_AUTOREFRESH = DEBUG
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
