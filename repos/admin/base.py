@@ -4,22 +4,31 @@ Everything that a repository, a server or a user wrote is shown as escaped text,
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, ClassVar, TypeVar
 
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, OperationalError
-from django.db.models import Model, QuerySet
+from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.formats import localize
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from simple_history.admin import SimpleHistoryAdmin
 
+from repos.leases import Leased
+
 SHORT = 12
 # What a cell of a list shows of a longer text.
 CELL = 80
+# The same within a page, where the whole text is a click away.
+SENTENCE = 200
 LATEST = 20
+# What a repository may have a hundred thousand of: no list reads them.
+REFS = ("refs", "asked", "recent", "returning")
+REMOTES_REFS = tuple(f"remote__{name}" for name in REFS)
 
 Row = TypeVar("Row", bound=Model)
 
@@ -28,24 +37,40 @@ def cut(text: str, length: int = CELL) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def moment(instant: datetime | None) -> str:
+    """An instant as the lists show it, "" for none."""
+    return "" if instant is None else str(localize(instant))
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "none yet") -> SafeString:
-    """An HTML table of escaped cells; `empty` if there are no rows."""
-    lines = [[("–" if cell in (None, "") else cell) for cell in row] for row in rows]
+    """An HTML table of escaped cells, which scrolls if it is wide; `empty` if there are no rows."""
+    lines = [format_html_join("", "{}", ([_cell(value)] for value in row)) for row in rows]
     if not lines:
         return format_html("<p>{}</p>", empty)
     return format_html(
-        "<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>",
+        '<div class="fleetsync-table"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>',
         format_html_join("", "<th>{}</th>", ([head] for head in heads)),
-        format_html_join(
-            "", "<tr>{}</tr>", ([format_html_join("", "<td>{}</td>", ([cell] for cell in line))] for line in lines)
-        ),
+        format_html_join("", "<tr>{}</tr>", ([line] for line in lines)),
     )
+
+
+def _cell(value: Any) -> SafeString:
+    if isinstance(value, datetime):
+        return format_html('<td class="nowrap">{}</td>', moment(value))
+    return format_html("<td>{}</td>", "–" if value in (None, "") else value)
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """To look at: the pipeline writes these rows, and nobody else."""
 
+    # What an empty list says: when there will be rows.
+    empty = ""
     show_full_result_count = False
+    # What a list leaves in the database: it can be megabytes a row, and no column shows it.
+    heavy: tuple[str, ...] = ()
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).defer(*self.heavy)
 
     def has_add_permission(self, *_: Any) -> bool:
         return False
@@ -57,8 +82,36 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
 
+class LeasedAdmin(ReadOnlyAdmin):
+    """The same for rows that are claimed: their pages say who is at work on them."""
+
+    readonly_fields: ClassVar[tuple[str, ...]] = ("at_work", "crashes")
+
+    @admin.display(description="at work")
+    def at_work(self, row: Leased) -> str:
+        """The lease's holder, as the row says: a lease in the past has run out."""
+        return f"{row.lease_owner}, until {moment(row.lease_until)}" if row.lease_token else "nobody"
+
+
+class RulesFilter(admin.SimpleListFilter):
+    """A filter with one predicate for each of its choices."""
+
+    def rules(self) -> dict[str, Q]:
+        raise NotImplementedError
+
+    def lookups(self, *_: Any) -> list[tuple[str, str]]:
+        return [(name, name) for name in self.rules()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
+        rule = self.rules().get(self.value() or "")
+        return queryset if rule is None else queryset.filter(rule)
+
+
 class DoorAdmin(SimpleHistoryAdmin):  # type: ignore[misc]
     """For models that are written through a door of their own (`save` and `remove`), never by the form."""
+
+    # What an empty list says: what to do.
+    empty = ""
 
     def save(self, spec: dict[str, Any], pk: int | None) -> Any:
         """The door: create, or change the row with the key `pk`. Raises ValidationError."""

@@ -1,5 +1,6 @@
 """Clusters and groups of them."""
 
+import json
 from typing import Any
 
 from django.contrib import admin
@@ -8,7 +9,7 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from repos import clusters
-from repos.admin.base import LATEST, DoorAdmin, table
+from repos.admin.base import LATEST, SENTENCE, SHORT, DoorAdmin, cut, table
 from repos.admin.forms import ClusterForm, ClusterGroupForm
 from repos.models import Cluster, ClusterGroup, Delivery
 
@@ -16,7 +17,8 @@ from repos.models import Cluster, ClusterGroup, Delivery
 @admin.register(Cluster)
 class ClusterAdmin(DoorAdmin):
     form = ClusterForm
-    list_display = ["name", "labels", "driver", "applied", "behind", "match_due_at"]
+    empty = "There is no Cluster yet. Add one above, and name it, or its labels, in the targets of a GitRepo."
+    list_display = ["name", "shown_labels", "driver", "applied", "behind", "match_due_at"]
     list_filter = ["driver"]
     search_fields = ["name"]
     list_per_page = 50
@@ -49,6 +51,10 @@ class ClusterAdmin(DoorAdmin):
     def remove(self, pk: int) -> None:
         clusters.delete_cluster(pk)
 
+    @admin.display(description="labels")
+    def shown_labels(self, cluster: Cluster) -> str:
+        return cut(json.dumps(cluster.labels, ensure_ascii=False))
+
     @admin.display(description="applied", ordering="applied_count")
     def applied(self, cluster: Any) -> int:
         return int(cluster.applied_count)
@@ -66,9 +72,9 @@ class ClusterAdmin(DoorAdmin):
                 [
                     d.gitrepo.name,
                     d.state,
-                    d.wanted_revision.commit if d.wanted_revision else "",
+                    d.wanted_revision.commit[:SHORT] if d.wanted_revision else "",
                     d.applied_at,
-                    d.last_error,
+                    cut(d.last_error, SENTENCE),
                 ]
                 for d in rows.order_by("-wanted_at", "-pk")[:LATEST]
             ),
@@ -79,11 +85,16 @@ class ClusterAdmin(DoorAdmin):
 @admin.register(ClusterGroup)
 class ClusterGroupAdmin(DoorAdmin):
     form = ClusterGroupForm
-    list_display = ["name", "selector", "updated_at"]
+    empty = "There is no group yet. Add one above with a selector of labels, and name it in the targets of a GitRepo."
+    list_display = ["name", "shown_selector", "updated_at"]
     search_fields = ["name"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:  # noqa: ARG002
         return ["name"] if obj is not None else []
+
+    @admin.display(description="selector")
+    def shown_selector(self, group: ClusterGroup) -> str:
+        return cut(json.dumps(group.selector, ensure_ascii=False))
 
     def save(self, spec: dict[str, Any], pk: int | None) -> ClusterGroup:
         return clusters.save_group(spec, pk)

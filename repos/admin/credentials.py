@@ -16,6 +16,7 @@ from repos.models import Credential
 @admin.register(Credential)
 class CredentialAdmin(DoorAdmin):
     form = CredentialForm
+    empty = "There is no credential yet. Public repositories need none; add one above, and choose it in a GitRepo."
     fields = ["name", "kind", "username", "new_secret", "known_hosts"]
     list_display = ["name", "kind", "username", "used_by", "updated_at"]
     list_filter = ["kind"]

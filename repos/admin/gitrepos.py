@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from repos import registration
-from repos.admin.base import LATEST, SHORT, DoorAdmin, cut, sentences, table
+from repos.admin.base import LATEST, REMOTES_REFS, SENTENCE, SHORT, DoorAdmin, cut, moment, sentences, table
 from repos.admin.forms import GitRepoForm
 from repos.display_states import with_display_state
 from repos.events import events_of
@@ -56,6 +56,10 @@ def status_of(gitrepo: GitRepo | None) -> dict[str, Any]:
 @admin.register(GitRepo)
 class GitRepoAdmin(DoorAdmin):
     form = GitRepoForm
+    empty = (
+        "There is no GitRepo yet. Add one above, or run manage.py import_gitrepos FILE with a Fleet manifest; "
+        "it is polled within seconds."
+    )
     list_display = [
         # What changes first: on a narrow screen the rest is a scroll away.
         "name",
@@ -110,7 +114,7 @@ class GitRepoAdmin(DoorAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[GitRepo]:
         rows: QuerySet[GitRepo] = super().get_queryset(request)
-        return rows.filter(deleted_at__isnull=True)
+        return rows.filter(deleted_at__isnull=True).defer(*REMOTES_REFS)
 
     def get_changelist(self, *_: Any, **__: Any) -> type[ChangeList]:
         return PageWithStatus
@@ -195,16 +199,16 @@ class GitRepoAdmin(DoorAdmin):
         return str(status_of(gitrepo).get("ready_clusters", ""))
 
     @admin.display(description="next poll", ordering="remote__next_poll_at")
-    def next_poll(self, gitrepo: GitRepo) -> Any:
-        return status_of(gitrepo).get("next_poll_at")
+    def next_poll(self, gitrepo: GitRepo) -> str:
+        return moment(status_of(gitrepo).get("next_poll_at"))
 
     @admin.display(description="last poll")
-    def last_poll(self, gitrepo: GitRepo) -> Any:
-        return status_of(gitrepo).get("last_poll_at")
+    def last_poll(self, gitrepo: GitRepo) -> str:
+        return moment(status_of(gitrepo).get("last_poll_at"))
 
     @admin.display(description="last success")
-    def last_success(self, gitrepo: GitRepo) -> Any:
-        return status_of(gitrepo).get("last_success_at")
+    def last_success(self, gitrepo: GitRepo) -> str:
+        return moment(status_of(gitrepo).get("last_success_at"))
 
     @admin.display(description="lag", ordering="remote__last_lag_seconds")
     def lag(self, gitrepo: GitRepo) -> str:
@@ -253,7 +257,15 @@ class GitRepoAdmin(DoorAdmin):
         return table(
             ["revision", "commit", "state", "failures", "last error", "created", "finished"],
             (
-                [j.revision.number, j.revision.commit, j.state, j.failures, j.last_error, j.created_at, j.finished_at]
+                [
+                    j.revision.number,
+                    j.revision.commit[:SHORT],
+                    j.state,
+                    j.failures,
+                    j.last_error,
+                    j.created_at,
+                    j.finished_at,
+                ]
                 for j in rows
             ),
         )
@@ -269,10 +281,10 @@ class GitRepoAdmin(DoorAdmin):
                 [
                     d.cluster.name,
                     d.state,
-                    d.wanted_revision.commit if d.wanted_revision else "",
-                    d.applied_revision.commit if d.applied_revision else "",
+                    d.wanted_revision.commit[:SHORT] if d.wanted_revision else "",
+                    d.applied_revision.commit[:SHORT] if d.applied_revision else "",
                     d.applied_at,
-                    d.last_error,
+                    cut(d.last_error, SENTENCE),
                 ]
                 for d in rows[:LATEST]
             ),
@@ -284,7 +296,7 @@ class GitRepoAdmin(DoorAdmin):
         rows = events_of(gitrepo)[:LATEST]
         return table(
             ["type", "reason", "message", "count", "last"],
-            ([e.type, e.reason, e.message, e.count, e.last_at] for e in rows),
+            ([e.type, e.reason, cut(e.message, SENTENCE), e.count, e.last_at] for e in rows),
         )
 
 

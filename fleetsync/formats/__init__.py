@@ -1,0 +1,1 @@
+"""How the admin pages write times: see FORMAT_MODULE_PATH in the settings."""
