@@ -82,7 +82,8 @@ def repack(call: GitCall, folder: Path) -> None:
     workshop, packs = folder / WORKSHOP, folder / "objects/pack"
     shutil.rmtree(workshop, ignore_errors=True)
     workshop.mkdir()
-    old = {path.stem for path in packs.glob("*.pack")}
+    # By all of their files: of a pack that was half made or half removed, any one may be left.
+    old = {path.stem for path in packs.glob("pack-*")}
     # --delta-base-offset: as `git repack` does.
     run(
         call,

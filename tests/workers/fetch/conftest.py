@@ -7,6 +7,7 @@ import pytest
 
 from tests.git_servers import GitServer, Repository, git_server
 from workers.fetch.mirror import FetchLimits, FetchReport, Mirror
+from workers.fetch.partial import Wish
 from workers.git_environment import RemoteAccess
 
 Fetch = Callable[..., FetchReport]
@@ -51,6 +52,7 @@ def fetch(mirror: Mirror, run_folder: Path) -> Fetch:
         *,
         deadline_seconds: float = 30,
         max_bytes: int = 100_000_000,
+        wish: Wish = Wish.AS_IT_IS,
     ) -> FetchReport:
         return mirror.fetch(
             RemoteAccess(access) if isinstance(access, str) else access,
@@ -59,6 +61,7 @@ def fetch(mirror: Mirror, run_folder: Path) -> Fetch:
             deadline_seconds=deadline_seconds,
             limits=FetchLimits(max_bytes),
             run_folder=run_folder,
+            wish=wish,
         )
 
     return call
