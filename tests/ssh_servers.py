@@ -124,7 +124,16 @@ class SshServer:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 # It shall not outlive a test process that is killed.
-                ["setpriv", "--pdeathsig", "KILL", sshd_path() or "sshd", "-D", "-e", "-f", self.folder / "sshd_config"],
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    sshd_path() or "sshd",
+                    "-D",
+                    "-e",
+                    "-f",
+                    self.folder / "sshd_config",
+                ],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

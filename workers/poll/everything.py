@@ -9,17 +9,24 @@ from workers.poll.curl import CurlEngine
 from workers.poll.engine import PollError, PollRequest, PollResult
 from workers.poll.loop import LoopEngine
 from workers.poll.plain import ask_git
+from workers.poll.ssh import SshAsker
+
+# For ssh connections to end.
+CLOSE_SECONDS = 5.0
 
 
 class RemoteEngine:
     """Made for `limit` requests in flight. Not thread-safe: one session uses it at a time."""
 
     def __init__(self, limit: int) -> None:
+        self._ssh = SshAsker()
         self._loop = LoopEngine(self._ask)
         self._curl = CurlEngine(limit, left_to_git=self._loop.start)
         self._refused: list[PollResult] = []
 
     async def _ask(self, request: PollRequest) -> PollResult:
+        if request.access.scheme == "ssh":
+            return await self._ssh.ask(request)
         result = await ask_git(request)
         if result.error is not None:
             # It may speak more by now.
@@ -67,4 +74,5 @@ class RemoteEngine:
     def close(self) -> None:
         self.abandon()
         self._curl.close()
+        self._loop.run(self._ssh.close(), CLOSE_SECONDS)
         self._loop.close()

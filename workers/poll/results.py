@@ -307,14 +307,16 @@ def _columns(finding: Finding, now: datetime, patient_until: datetime, unsettled
         cap_seconds=settings.GITREPO_BACKOFF_CAP,
         jitter=settings.GITREPO_POLLING_JITTER,
     )
-    scheduled = claimed.claimed_at + timedelta(seconds=wait)
+    # A clock that was set back meanwhile must not make the claim one of the future, and the wait an honest hour.
+    started = min(claimed.claimed_at, now)
+    scheduled = started + timedelta(seconds=wait)
     if asked_again:
         scheduled = now + timedelta(seconds=min(CONFIRM_SECONDS, wait))
     scheduled = max(scheduled, patient_until)
     return {
         "next_poll_at": scheduled,
         "wait_seconds": max(0.0, (scheduled - now).total_seconds()),
-        "last_poll_at": claimed.claimed_at,
+        "last_poll_at": started,
         "last_poll_seconds": result.seconds,
         "last_lag_seconds": claimed.lag_seconds,
         "last_success_at": now if ok else remote.last_success_at,

@@ -1,5 +1,6 @@
 """What a poll found is written for its holder alone, by schedule or at once, and one bad value holds back nobody."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -453,6 +454,14 @@ def test_the_number_of_queries_does_not_grow_with_the_batch() -> None:
         return len(captured)
 
     assert queries(2, "few") == queries(10, "many")
+
+
+def test_a_clock_that_is_set_back_during_a_poll_puts_nothing_off(remote: Remote) -> None:
+    says(replace(claimed(), claimed_at=later(3600)), {MAIN: A})
+
+    row = fresh(remote)
+    assert waits(remote) <= 15 and row.wait_seconds <= 15
+    assert row.last_poll_at <= database_now()
 
 
 # -- a repository that moved ---------------------------------------------------------------------------------------
