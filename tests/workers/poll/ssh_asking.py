@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.git_servers import Repository
@@ -26,7 +26,6 @@ class Asking:
     server: SshServer
     repository: Repository
     key: str
-    more: dict[str, str] = field(default_factory=dict)
 
     def access(self, **more: str) -> RemoteAccess:
         registered = {
@@ -35,8 +34,7 @@ class Asking:
             "secret": self.key,
             "known_hosts": self.server.known_hosts(),
         }
-        access = {**registered, **self.more, **more}
-        return RemoteAccess(**access)  # type: ignore[arg-type]
+        return RemoteAccess(**{**registered, **more})  # type: ignore[arg-type]
 
     def start(
         self, *refs: str, number: int = 1, timeout: float = 30.0, max_refs: int = 1000, **more: str
@@ -54,12 +52,12 @@ class Asking:
         return results
 
     def __call__(self, *refs: str, timeout: float = 30.0, max_refs: int = 1000, **more: str) -> PollResult:
-        self.start(*refs, timeout=timeout, max_refs=max_refs, **more)
+        self.start(*refs, number=1, timeout=timeout, max_refs=max_refs, **more)
         return self.collect()[1]
 
-    def cause(self, *refs: str, **more: str) -> str:
+    def cause(self, *, timeout: float = 30.0, max_refs: int = 1000, **more: str) -> str:
         """Why there is no answer."""
-        result = self(*refs, **more)
+        result = self(timeout=timeout, max_refs=max_refs, **more)
         assert result.error is not None and result.refs == {}, result
         assert result.error.message
         return result.error.cause

@@ -256,8 +256,8 @@ def test_a_host_key_that_an_authority_has_signed(kept: LoopEngine, server: SshSe
     ask = registered(kept, server, tmp_path)
     make_key(tmp_path / "authority")
     make_key(tmp_path / "impostor")
-    signing = ["ssh-keygen", "-q", "-s", tmp_path / "authority", "-h", "-I", "host", "-n", "127.0.0.1"]
-    subprocess.run([*signing, f"{server.host_key()}.pub"], check=True)
+    signing = f"ssh-keygen -q -s {tmp_path}/authority -h -I host -n 127.0.0.1 {server.host_key()}.pub"
+    subprocess.run(signing.split(), check=True)
     again(server, HostCertificate=f"{server.host_key()}-cert.pub")
     line = f"@cert-authority [127.0.0.1]:{server.port} "
 

@@ -95,6 +95,20 @@ def test_an_accounts_connections_are_bounded(tmp_path: Path) -> None:
         assert server.connections() == 2
 
 
+def test_a_place_that_was_free_a_moment_ago_is_used_again(tmp_path: Path) -> None:
+    """A server may refuse a channel because it has not noticed yet that another has ended; it does not allow fewer."""
+    connections = SshConnections(connections_of_account=1)
+    with ssh_server(tmp_path / "sshd", {"MaxSessions": "3"}) as server, ssh_engine(connections) as engine:
+        ask = registered(engine, server, tmp_path)
+        for number in range(60):
+            ask.start(number=number, timeout=90.0)
+        assert [result.error for result in ask.collect().values()] == [None] * 60
+        (connection,) = next(iter(connections._pools.values())).open
+
+        assert connection.most == 3
+        assert server.connections() == 1
+
+
 def test_a_server_that_allows_no_channel_at_all(engine: LoopEngine, tmp_path: Path) -> None:
     with ssh_server(tmp_path / "sshd", {"MaxSessions": "0"}) as server:
         ask = registered(engine, server, tmp_path)
@@ -190,14 +204,22 @@ def test_a_connection_that_says_nothing_any_more_is_replaced(ask: Asking) -> Non
     assert ask.server.connections() == 2
 
 
-def test_a_server_that_dies_in_the_middle_is_tried_again_once(engine: LoopEngine, tmp_path: Path) -> None:
-    with ssh_server(tmp_path / "sshd") as server:
+def test_a_poll_is_tried_again_once_and_not_more(engine: LoopEngine, tmp_path: Path) -> None:
+    """While the flag is there, whatever is asked ends the connection that it came over."""
+    command = f'if test -e {tmp_path}/flag; then kill -9 $PPID; sleep 5; fi; eval "$SSH_ORIGINAL_COMMAND"'
+    with ssh_server(tmp_path / "sshd", {"ForceCommand": command}) as server:
         ask = registered(engine, server, tmp_path)
         assert ask().error is None
-    # Whatever it is asked, it kills who serves the connection.
-    with ssh_server(tmp_path / "sshd", {"ForceCommand": "kill -9 $PPID; sleep 5"}) as other:
-        assert ask.cause(url=other.url(ask.repository), known_hosts=other.known_hosts()) == "network"
-        assert other.connections() - server.connections() <= 2
+        (tmp_path / "flag").touch()
+
+        assert ask.cause() == "network"
+        assert server.connections() == 2
+        # On a fresh connection there is no second try.
+        assert ask.cause() == "network"
+        assert server.connections() == 3
+
+        (tmp_path / "flag").unlink()
+        assert ask().error is None
 
 
 def test_a_server_that_is_gone(ask: Asking) -> None:

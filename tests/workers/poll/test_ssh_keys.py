@@ -9,10 +9,10 @@ from tests.git_servers import ENVIRONMENT
 from workers.git_environment import AccessError
 from workers.poll.ssh import path_of, quoted
 from workers.poll.ssh_connections import user_of
-from workers.poll.ssh_keys import HOST_KEY_ALGORITHMS, host_key_algorithms, trusted_keys
+from workers.poll.ssh_keys import HOST_KEY_ALGORITHMS, Trusted, host_key_algorithms, trusted_keys
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
-NOTHING = ([], [], [])
+NOTHING: Trusted = ([], [], [])
 
 
 @pytest.mark.parametrize(
