@@ -92,7 +92,7 @@ async def measure(server: SshServer, repository: Repository, folder: Path, optio
     base = f"ssh -F /dev/null -o BatchMode=yes -o UserKnownHostsFile={folder}/known_hosts -i {folder}/key"
     words = f"{base} -o IdentityAgent=none -N -M -S {control} -p {server.port} {server.user}@127.0.0.1".split()
     master = await asyncio.create_subprocess_exec(*words, env=ENVIRONMENT)
-    while not control.exists():
+    while not control.exists():  # noqa: ASYNC110 (ssh tells nobody)
         await asyncio.sleep(0.01)
     polls: dict[str, tuple[Poll, int]] = {
         "git ls-remote": (with_git(url, base), 2),

@@ -116,6 +116,9 @@ class SshServer:
             "PermitRootLogin": "yes",
             "LogLevel": "VERBOSE",
             "AcceptEnv": "GIT_PROTOCOL",
+            # The shell that runs a command shall read no start-up file of whoever runs the tests: it may take its time, and
+            # tests kill it in the middle.
+            "SetEnv": f"HOME={self.folder}",
             **self.settings,
         }
         text = "".join(f"HostKey {self.host_key(kind)}\n" for kind in self.host_key_types)
@@ -156,6 +159,20 @@ class SshServer:
         for pid in _descendants(self.process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    @contextmanager
+    def frozen_connections(self) -> Iterator[None]:
+        """Those that are there now hear and say nothing; new ones are served."""
+        assert self.process is not None
+        frozen = _descendants(self.process.pid)
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in frozen:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def sessions(self) -> int:
         """The connections that are served at this moment."""

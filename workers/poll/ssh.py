@@ -97,7 +97,7 @@ class SshAsker:
         tried_again = False
         while True:
             connection = await self._connections.take(access)
-            was_kept = connection.answers > 0
+            was_kept = connection.used > 0
             try:
                 conversation = await self._opened(connection, command, request)
                 if conversation is None:
@@ -112,7 +112,6 @@ class SshAsker:
                     raise NetworkFailed from None
                 tried_again = True
                 continue
-            connection.answers += 1
             return refs
 
     async def _opened(self, connection: Connection, command: bytes, request: PollRequest) -> "_Conversation | None":
@@ -120,7 +119,7 @@ class SshAsker:
         connection is given back when the channel has ended, here if there is none. Raises ConnectionGone or GitError.
         """
         conversation = _Conversation(connection, request.max_refs * BYTES_PER_REF + BYTES_BESIDES)
-        patience = min(OPEN_SECONDS, request.timeout_seconds * OPEN_PART) if connection.answers else None
+        patience = min(OPEN_SECONDS, request.timeout_seconds * OPEN_PART) if connection.used else None
         give_back = self._connections.give_back
         try:
             async with asyncio.timeout(patience):
@@ -129,11 +128,12 @@ class SshAsker:
                     lambda: conversation, cast(str, command), env={"GIT_PROTOCOL": "version=2"}, encoding=None
                 )  # fmt: skip
         except asyncssh.ChannelOpenError as error:
-            if connection.is_open and error.code in REFUSALS and connection.channels > 1:
-                self._connections.refused(connection)
-                return None
+            if connection.is_open and error.code in REFUSALS:
+                if self._connections.refused(connection):
+                    return None
+                raise ConnectionGone from None
             give_back(connection)
-            if connection.is_open and error.code not in REFUSALS:
+            if connection.is_open:
                 raise error_from(b"exec request failed" + HUNG_UP, cleaner()) from None
             raise ConnectionGone from None
         except (asyncssh.Error, OSError):
@@ -160,7 +160,7 @@ class _Conversation(asyncssh.SSHClientSession[bytes]):
         self._connection, self._most = connection, most_bytes
         self._said = bytearray()
         self._errors = bytearray()
-        self._ended = self._closed = self._answered = False
+        self._ended = self._closed = self._answered = self._counted_as_ended = False
         self._waiter: asyncio.Future[None] | None = None
         self._on_closed: Callable[[], None] | None = None
         self._give_up: asyncio.TimerHandle | None = None
@@ -169,6 +169,7 @@ class _Conversation(asyncssh.SSHClientSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         self._channel = chan
+        self._connection.channel_began()
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if datatype is not None:
@@ -195,6 +196,9 @@ class _Conversation(asyncssh.SSHClientSession[bytes]):
     def _channel_has_ended(self) -> None:
         if self._give_up:
             self._give_up.cancel()
+        if not self._counted_as_ended:
+            self._counted_as_ended = True
+            self._connection.channel_ended()
         tell, self._on_closed = self._on_closed, None
         if tell:
             tell()

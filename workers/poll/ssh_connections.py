@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import asyncssh
 
-from workers.git_environment import CONNECT_SECONDS, RemoteAccess
+from workers.git_environment import CONNECT_SECONDS, AccessError, RemoteAccess
 from workers.git_errors import AuthenticationFailed, GitError, HostKeyFailed, NetworkFailed
 from workers.poll.ssh_keys import SSH_PORT, connection_options
 
@@ -27,6 +27,8 @@ logging.getLogger("asyncssh").setLevel(logging.WARNING)
 # What OpenSSH's servers allow by default (MaxSessions); a server that allows fewer refuses a channel, and is believed.
 CHANNELS = 10
 CONNECTIONS_OF_ACCOUNT = 16
+# For a server to notice that a channel has ended at both sides.
+FREED_SECONDS, MOST_ENDS = 1.0, 64
 # OpenSSH's servers begin to drop who is not authenticated yet at 10 (MaxStartups), and other machines come as well.
 OPENING_AT_HOST = 4
 # Longer than between two polls at usual intervals.
@@ -59,20 +61,30 @@ def user_of(url: str) -> str:
     """The user in the URL; without one it is this process's, as with ssh."""
     authority = urlsplit(url).netloc if "://" in url else url.partition(":")[0]
     user, at, _ = authority.rpartition("@")
-    return unquote(user) if at else pwd.getpwuid(os.getuid()).pw_name
+    if at:
+        return unquote(user)
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise AccessError(
+            "url", "The URL names no user, and this process has none: write ssh://user@host/path."
+        ) from None
 
 
 class Connection:
-    """One connection and what is known of it. `channels` counts those that are open at the server, ours to use or not."""
+    """One connection and what is known of it. `channels` counts the places that are taken, `most` how many there are."""
 
     def __init__(self, account: Account, most: int) -> None:
         self.account, self.most = account, most
         self.ssh: asyncssh.SSHClientConnection | None = None
         self.channels = 0
-        # Polls that were answered over it: what has answered before may have died since.
-        self.answers = 0
+        # Channels that it has had: what worked before may have died since.
+        self.used = 0
         self.retired = False
         self.idle_since = 0.0
+        # Channels that the server has opened and not closed, and when the last of the others ended.
+        self._running = 0
+        self._ended_at: deque[float] = deque(maxlen=MOST_ENDS)
 
     @property
     def is_open(self) -> bool:
@@ -83,6 +95,21 @@ class Connection:
         if self.ssh is None:
             raise NetworkFailed
         return self.ssh
+
+    def channel_began(self) -> None:
+        self.used += 1
+        self._running += 1
+
+    def channel_ended(self) -> None:
+        self._running -= 1
+        self._ended_at.append(time.monotonic())
+
+    def at_server(self) -> int:
+        """The channels that the server may count at this moment: it frees the place of one that has ended a little later, and
+        refuses another that was asked for in the meantime.
+        """
+        lately = time.monotonic() - FREED_SECONDS
+        return self._running + sum(ended_at > lately for ended_at in self._ended_at)
 
     @property
     def has_room(self) -> bool:
@@ -171,20 +198,24 @@ class SshConnections:
             return
         self._rest(connection)
 
-    def refused(self, connection: Connection) -> None:
-        """The server opens no further channel here: what is open is all that it allows. The place is given back."""
-        connection.most = max(1, connection.channels - 1)
+    def refused(self, connection: Connection) -> bool:
+        """The server opens no further channel here: what is open is all that it allows. The place is given back. Answers
+        whether it makes sense to ask for another; not where the server refuses though nothing is open.
+        """
+        allowed = connection.at_server()
+        connection.most = max(1, min(connection.most, allowed))
         if pool := self._pools.get(connection.account):
             pool.most = connection.most
         self.give_back(connection)
+        return allowed > 0
 
     def retire(self, connection: Connection, *, others: bool = False) -> None:
-        """Nothing new goes over this connection, and with `others` over none of its account's that have answered before:
+        """Nothing new goes over this connection, and with `others` over none of its account's that have worked before:
         what it died of may have befallen them as well. What is under way on them may end.
         """
         pool = self._pools.get(connection.account)
         for other in [connection, *(pool.open if pool and others else ())]:
-            if other is connection or other.answers:
+            if other is connection or other.used:
                 other.retired = True
                 if not other.channels:
                     self._close(other)

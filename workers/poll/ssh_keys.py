@@ -14,7 +14,7 @@ HOST_KEY_ALGORITHMS = (
     "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
     "rsa-sha2-512", "rsa-sha2-256",
 )  # fmt: skip
-# Those of OpenSSH; first what costs least here, where each packet is small (measured: a poll takes a third less than with
+# Those of OpenSSH; first what costs least here, where each packet is small (measured: a poll takes a fifth less than with
 # chacha20-poly1305).
 ENCRYPTION_ALGORITHMS = (
     "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
