@@ -21,10 +21,11 @@ from tests.workers.poll.conformance.answers import (
     status,
 )
 from tests.workers.poll.conformance.case import check_discovery, check_ls_refs, collect, conclusion, git_says, request
-from tests.workers.poll.conformance.conftest import Ask
+from tests.workers.poll.conformance.conftest import BOTH_WAYS, Ask
 from tests.workers.poll.conformance.stand_in import Close, Pause, Reply, Reset, Script, Sent, Step, by_method, stand_in
 from workers.poll.engine import Engine
 
+pytestmark = BOTH_WAYS
 V2 = (discovery(),)
 
 

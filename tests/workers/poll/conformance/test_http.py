@@ -29,7 +29,7 @@ from tests.workers.poll.conformance.answers import (
     v2,
 )
 from tests.workers.poll.conformance.case import Case, conclusion
-from tests.workers.poll.conformance.conftest import Ask, Play
+from tests.workers.poll.conformance.conftest import BOTH_WAYS, Ask, Play
 from tests.workers.poll.conformance.stand_in import (
     Close,
     Drip,
@@ -43,6 +43,7 @@ from tests.workers.poll.conformance.stand_in import (
     stand_in,
 )
 
+pytestmark = BOTH_WAYS
 V2 = (discovery(),)
 LOGIN = b"<!DOCTYPE html><html><body>Please sign in</body></html>"
 STATUSES = [

@@ -15,6 +15,7 @@ from repos.models import Remote
 from tests.core import register
 from tests.workers.poll.conformance.answers import GOOD, PLAIN, RESULT, discovery, http, refs_of
 from tests.workers.poll.conformance.case import request
+from tests.workers.poll.conformance.conftest import BOTH_WAYS
 from tests.workers.poll.conformance.stand_in import Drip, Hang, Script, by_method, stand_in
 from workers.poll.engine import Engine, PollResult
 from workers.poll.session import Session
@@ -40,6 +41,7 @@ def full() -> Iterator[str]:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+@BOTH_WAYS
 def test_ten_hung_servers_among_fifty_delay_nobody(engine: Engine) -> None:
     """Silent, dripping, deaf, and stuck before TLS: the others have all ended before the first of these has."""
     deadline = 8.0
