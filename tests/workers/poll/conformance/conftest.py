@@ -33,8 +33,7 @@ def surroundings(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.delenv(name, raising=False)
 
 
-# How many requests an engine is made for decides how it drives libcurl; here all that goes on between the two is held
-# against both ways.
+# How many requests an engine is made for decides how it drives libcurl: what depends on that is tried both ways.
 BOTH_WAYS = pytest.mark.parametrize("limit", [50, 1000], ids=["few", "many"])
 
 
