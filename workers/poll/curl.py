@@ -20,6 +20,8 @@ from workers.poll.transfer import Transfer
 
 log = structlog.get_logger(__name__)
 
+INTERNAL = PollError("internal", "the poll failed inside fleetsync: see the worker's log")
+
 # Remotes whose protocol is remembered, some 200 bytes each; the oldest go first.
 REMEMBERED = 200_000
 # Descriptors that the process asks for: requests in flight and kept connections at their largest.
@@ -69,12 +71,20 @@ class CurlEngine:
         transfer = self._free.pop() if self._free else Transfer(self._authorities)
         now = time.monotonic()
         transfer.begin(Conversation(request, known), now)
-        self._working.add(transfer)
-        self._send(transfer, now)
+        self._send(transfer, now, self._early)
 
-    def _send(self, transfer: Transfer, now: float) -> None:
-        transfer.prepare(now)
-        self._multi.add(transfer.curl)
+    def _send(self, transfer: Transfer, now: float, results: list[PollResult]) -> None:
+        request = transfer.request
+        try:
+            transfer.prepare(now)
+            self._multi.add(transfer.curl)
+        except Exception:  # (what libcurl will not be told, whoever stored it, must not end the session)
+            log.exception("a poll could not be sent", repository=request.access.url)
+            self._working.discard(transfer)
+            transfer.curl.close()
+            results.append(PollResult(request.key, now - transfer.started, error=INTERNAL))
+        else:
+            self._working.add(transfer)
 
     def wait(self, timeout_seconds: float) -> list[PollResult]:
         """The results that are there, waiting for the first one for at most `timeout_seconds`."""
@@ -99,9 +109,9 @@ class CurlEngine:
             conclusion = conversation.take(transfer.answer()) if code == 0 else transfer.error(code)
         except Exception:  # (one poll's fault must not end the session, which holds the leases of fifty)
             log.exception("a poll failed in a way that is not known", repository=conversation.request.access.url)
-            conclusion = PollError("internal", "the poll failed inside fleetsync: see the worker's log")
+            conclusion = INTERNAL
         if conclusion is None:
-            self._send(transfer, now)
+            self._send(transfer, now, results)
             return
         self._working.discard(transfer)
         transfer.end()

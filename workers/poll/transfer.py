@@ -112,7 +112,7 @@ class Transfer:
         self.curl.setopt(pycurl.SSL_VERIFYPEER, int(verify))
         self.curl.setopt(pycurl.SSL_VERIFYHOST, 2 if verify else 0)
         if access.ca_bundle:
-            self.curl.setopt(pycurl.CAINFO_BLOB, access.ca_bundle)
+            self.curl.setopt(pycurl.CAINFO_BLOB, access.ca_bundle.encode())
         elif self.tls[0]:
             self.curl.unsetopt(pycurl.CAINFO_BLOB)
 
@@ -126,7 +126,8 @@ class Transfer:
         self.body.clear()
         self.size = 0
         self.private = False
-        curl.setopt(pycurl.URL, ask.url)
+        # Bytes, because pycurl takes a string for ASCII.
+        curl.setopt(pycurl.URL, ask.url.encode())
         curl.setopt(pycurl.TIMEOUT_MS, max(1, int((self.ends_at - now) * 1000)))
         is_get = ask.body is None
         if is_get:

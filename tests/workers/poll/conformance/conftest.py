@@ -33,9 +33,18 @@ def surroundings(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.delenv(name, raising=False)
 
 
+# How many requests an engine is made for decides how it drives libcurl: what depends on that is tried both ways.
+BOTH_WAYS = pytest.mark.parametrize("limit", [50, 1000], ids=["few", "many"])
+
+
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = RemoteEngine(50)
+def limit() -> int:
+    return 50
+
+
+@pytest.fixture
+def engine(limit: int) -> Iterator[Engine]:
+    engine = RemoteEngine(limit)
     yield engine
     engine.close()
 

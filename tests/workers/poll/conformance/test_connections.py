@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,12 @@ from tests.workers.poll.conformance.answers import (
     result,
     status,
 )
-from tests.workers.poll.conformance.case import check_discovery, check_ls_refs, collect, conclusion, request
-from tests.workers.poll.conformance.conftest import Ask
+from tests.workers.poll.conformance.case import check_discovery, check_ls_refs, collect, conclusion, git_says, request
+from tests.workers.poll.conformance.conftest import BOTH_WAYS, Ask
 from tests.workers.poll.conformance.stand_in import Close, Pause, Reply, Reset, Script, Sent, Step, by_method, stand_in
 from workers.poll.engine import Engine
 
+pytestmark = BOTH_WAYS
 V2 = (discovery(),)
 
 
@@ -86,6 +88,31 @@ def test_the_url_is_asked_as_it_is_written(ask: Ask) -> None:
                 f"{base}/info/refs?service=git-upload-pack",
                 f"{base}/git-upload-pack",
             ]
+
+
+def test_a_url_beyond_ascii_is_sent_as_it_is(ask: Ask) -> None:
+    """Registration asks for it in percents; what is stored in spite of that is asked as git asks."""
+    with stand_in(good()) as server:
+        assert ask(server.url("größe.git")).refs == PLAIN == git_says(server.url("größe.git"), [MAIN])
+        assert len({sent.target.lower() for sent in server.sent if sent.method == "POST"}) == 1
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        {"ca_bundle": "größe"}, {"ca_bundle": "a\0b"}, {"kind": "token", "secret": "größe"},
+        {"kind": "token", "secret": "\ud800"}, {"kind": "none", "username": "\r\n"},
+    ],
+)  # fmt: skip
+def test_what_no_library_would_take_ends_its_own_poll_alone(access: dict[str, Any], engine: Engine) -> None:
+    with stand_in(good()) as server:
+        engine.start(request(server.url("a.git"), key=1))
+        engine.start(request(server.url("b.git"), key=2, **access))
+        engine.start(request(server.url("c.git"), key=3))
+        results = collect(engine)
+
+    assert results[1].refs == results[3].refs == PLAIN
+    assert set(results) == {1, 2, 3}
 
 
 def closes_behind(step: Step, when: Callable[[Sent], bool]) -> Script:

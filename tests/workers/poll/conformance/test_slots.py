@@ -15,6 +15,7 @@ from repos.models import Remote
 from tests.core import register
 from tests.workers.poll.conformance.answers import GOOD, PLAIN, RESULT, discovery, http, refs_of
 from tests.workers.poll.conformance.case import request
+from tests.workers.poll.conformance.conftest import BOTH_WAYS
 from tests.workers.poll.conformance.stand_in import Drip, Hang, Script, by_method, stand_in
 from workers.poll.engine import Engine, PollResult
 from workers.poll.session import Session
@@ -40,6 +41,7 @@ def full() -> Iterator[str]:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+@BOTH_WAYS
 def test_ten_hung_servers_among_fifty_delay_nobody(engine: Engine) -> None:
     """Silent, dripping, deaf, and stuck before TLS: the others have all ended before the first of these has."""
     deadline = 8.0
@@ -77,9 +79,9 @@ def test_ten_hung_servers_among_fifty_delay_nobody(engine: Engine) -> None:
 @pytest.mark.django_db
 def test_the_others_keep_their_schedule_while_ten_hang(engine: Engine, settings: Settings) -> None:
     """40 remotes that are polled each second, beside ten that hang for longer than the session: fifty slots."""
-    settings.GIT_TIMEOUT, settings.GIT_HOST_CONCURRENCY = 12.0, 50
+    settings.GIT_TIMEOUT, settings.GIT_HOST_CONCURRENCY = 10.0, 50
     settings.GITREPO_POLLING_JITTER = 0.1
-    budget = 8.0
+    budget = 6.0
     with ExitStack() as stack:
         hung = stack.enter_context(stand_in(HUNG["says nothing"]))
         good = [stack.enter_context(stand_in(GIT)) for _ in range(4)]
@@ -103,7 +105,7 @@ def test_the_others_keep_their_schedule_while_ten_hang(engine: Engine, settings:
         for instants in asked.values():
             # All of it while ten slots were held: each is asked again and again, and never waits for one that hangs.
             assert max(instants) < begins + settings.GIT_TIMEOUT
-            assert len(instants) >= 3
+            assert len(instants) >= 2
             assert all(later - earlier < 4.0 for earlier, later in itertools.pairwise(instants))
         others = Remote.objects.exclude(pk__in=[gitrepo.remote_id for gitrepo in stuck])
         assert all(lag is not None and lag < 4.0 for lag in others.values_list("last_lag_seconds", flat=True))
