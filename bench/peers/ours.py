@@ -9,6 +9,7 @@ hosts from the files that BENCH_SSH_KEY and BENCH_SSH_KNOWN_HOSTS name.
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleetsync.settings")
@@ -29,15 +30,12 @@ def main(task: Task) -> None:
     from workers.poll.engine import Engine, PollRequest
     from workers.poll.everything import RemoteEngine
 
-    ssh = {}
+    access = RemoteAccess("")
     if task.base.startswith("ssh:"):
-        ssh = {
-            "kind": "ssh",
-            "secret": Path(os.environ["BENCH_SSH_KEY"]).read_text(),
-            "known_hosts": Path(os.environ["BENCH_SSH_KNOWN_HOSTS"]).read_text(),
-        }
+        key, known_hosts = (Path(os.environ[name]).read_text() for name in ("BENCH_SSH_KEY", "BENCH_SSH_KNOWN_HOSTS"))
+        access = RemoteAccess("", kind="ssh", secret=key, known_hosts=known_hosts)
     count = 1 if task.base.endswith(".git") else task.remotes
-    accesses = [RemoteAccess(task.url(n), **ssh) for n in range(count)]
+    accesses = [replace(access, url=task.url(n)) for n in range(count)]
     refs = (task.branch,)
     engine: Engine = RemoteEngine()
 
