@@ -23,12 +23,14 @@ from bench.frame import Options, Report, options, spread
 from bench.measuring import Sample, interleaved, run_client, run_whole
 from bench.peers import Task
 from bench.servers import MAIN, MAIN_COMMIT, git_server, tls_server, why_no_git_server, why_no_tls_server
+from tests.git_servers import Repository
+from tests.ssh_servers import make_key, ssh_server
+from tests.ssh_servers import why_not as why_no_sshd
 
 PEERS = Path(__file__).resolve().parent / "peers"
 OURS, GO_GIT, GO_GIT_DEFAULT, GIT_PYTHON, PYGIT2, FLOOR = (
     "ours", "go-git, connections kept", "go-git, as Fleet runs it", "GitPython ls-remote", "pygit2, threads", "floor: wrk",
 )  # fmt: skip
-GIT = "git ls-remote"
 MEGABYTE = 1e6
 REMOTES = 200
 
@@ -126,8 +128,10 @@ def run_one(name: str, client: Client, case: Case, small: bool) -> Run:
     if name == FLOOR:
         sample = run_floor(case, max(1, count // 2) if small else count)
     else:
-        task = Task(case.base, max(3 * case.in_flight, count // 10) if small and name != GIT_PYTHON else count, case.in_flight, case.remotes, MAIN,
-                    case.commit)  # fmt: skip
+        # A quick look still fills every place a few times, but with git a process each would take too long.
+        least = case.in_flight * (1 if name == GIT_PYTHON else 3)
+        polls = max(least, count // 10) if small else count
+        task = Task(case.base, polls, case.in_flight, case.remotes, MAIN, case.commit)
         sample = run_client([*client.command, *task.words()], env={**os.environ, **case.env})
     # The warming up is in it; it is for an impression.
     return Run(sample, (server_seconds(case) - before) / sample.operations * 1e6)
@@ -204,7 +208,25 @@ def slow_1000_https(folder: Path) -> Iterator[Case | str]:
 
 @contextmanager
 def ssh(folder: Path) -> Iterator[Case | str]:
-    yield "ssh: measured by bench/ssh_poll.py."
+    """One repository of a real sshd. Its processes come and go with connections, and are not counted."""
+    if reason := why_no_sshd():
+        yield f"ssh: skipped, {reason}."
+        return
+    repository = Repository.make(folder / "repository.git")
+    commit = repository.commit({"app.yaml": "a: 1\n"})
+    settings = {"MaxSessions": "100", "MaxStartups": "200", "LogLevel": "ERROR"}
+    with ssh_server(folder / "sshd", settings) as server:
+        key, known_hosts = folder / "key", folder / "known_hosts"
+        make_key(key)
+        server.allow(key)
+        known_hosts.write_text(server.known_hosts())
+        options = f"-F /dev/null -o BatchMode=yes -o IdentityAgent=none -o UserKnownHostsFile={known_hosts} -i {key}"
+        env = {
+            "BENCH_SSH_KEY": str(key),
+            "BENCH_SSH_KNOWN_HOSTS": str(known_hosts),
+            "GIT_SSH_COMMAND": f"ssh {options}",
+        }
+        yield Case("ssh", "ssh, one branch, 50 in flight", server.url(repository), (), env=env, commit=commit)
 
 
 # -- what was found ---------------------------------------------------------------------------------------------------
@@ -238,7 +260,7 @@ def measure(
             cpu[name].median / cpu[OURS].median,
             spread([run.sample.rate for run in runs]),
             peak or None,
-            spread([run.server_us for run in runs]),
+            spread([run.server_us for run in runs]) if case.servers else None,
         )
         if name == OURS:
             peaks[case.name] = peak

@@ -2,8 +2,8 @@
 
     python -m bench.peers.ours -polls=20000 -in-flight=50 http://127.0.0.1:PORT
 
-The process loads all that a poll process loads, so that its memory is that of one. For ssh it reads a private key and known
-hosts from the files that BENCH_SSH_KEY and BENCH_SSH_KNOWN_HOSTS name.
+-in-flight is what GITREPO_RECONCILER_WORKERS would be. The process loads all that a poll process loads, so that its memory is
+that of one. For ssh it reads a private key and known hosts from the files that BENCH_SSH_KEY and BENCH_SSH_KNOWN_HOSTS name.
 """
 
 import os
@@ -37,7 +37,7 @@ def main(task: Task) -> None:
     count = 1 if task.base.endswith(".git") else task.remotes
     accesses = [replace(access, url=task.url(n)) for n in range(count)]
     refs = (task.branch,)
-    engine: Engine = RemoteEngine()
+    engine: Engine = RemoteEngine(task.in_flight)
 
     def run(polls: int) -> None:
         started = ended = 0
