@@ -35,4 +35,4 @@ def poll(url: str, branch: str) -> str:
 
 if __name__ == "__main__":
     task = from_command_line()
-    measure_threads(poll, task, warm_up=task.in_flight)
+    measure_threads(poll, task, warm_up=4 * task.in_flight)

@@ -44,7 +44,7 @@ def main(task: Task) -> None:
         stuck_at = patience(STUCK_SECONDS)
         while ended < polls:
             while started < polls and engine.in_flight < task.in_flight:
-                engine.start(PollRequest(started, accesses[started % count], refs, 30.0, 10_000))
+                engine.start(PollRequest(started, accesses[started % count], refs, 60.0, 10_000))
                 started += 1
             for result in engine.wait(1.0):
                 ended += 1
