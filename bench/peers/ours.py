@@ -2,13 +2,14 @@
 
     python -m bench.peers.ours -polls=20000 -in-flight=50 http://127.0.0.1:PORT
 
-The process loads all that a poll process loads, so that its memory is that of one. For ssh it reads a private key and known
-hosts from the files that BENCH_SSH_KEY and BENCH_SSH_KNOWN_HOSTS name.
+-in-flight is what GITREPO_RECONCILER_WORKERS would be. The process loads all that a poll process loads, so that its memory is
+that of one. For ssh it reads a private key and known hosts from the files that BENCH_SSH_KEY and BENCH_SSH_KNOWN_HOSTS name.
 """
 
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleetsync.settings")
@@ -29,24 +30,21 @@ def main(task: Task) -> None:
     from workers.poll.engine import Engine, PollRequest
     from workers.poll.everything import RemoteEngine
 
-    ssh = {}
+    access = RemoteAccess("")
     if task.base.startswith("ssh:"):
-        ssh = {
-            "kind": "ssh",
-            "secret": Path(os.environ["BENCH_SSH_KEY"]).read_text(),
-            "known_hosts": Path(os.environ["BENCH_SSH_KNOWN_HOSTS"]).read_text(),
-        }
+        key, known_hosts = (Path(os.environ[name]).read_text() for name in ("BENCH_SSH_KEY", "BENCH_SSH_KNOWN_HOSTS"))
+        access = RemoteAccess("", kind="ssh", secret=key, known_hosts=known_hosts)
     count = 1 if task.base.endswith(".git") else task.remotes
-    accesses = [RemoteAccess(task.url(n), **ssh) for n in range(count)]
+    accesses = [replace(access, url=task.url(n)) for n in range(count)]
     refs = (task.branch,)
-    engine: Engine = RemoteEngine()
+    engine: Engine = RemoteEngine(task.in_flight)
 
     def run(polls: int) -> None:
         started = ended = 0
         stuck_at = patience(STUCK_SECONDS)
         while ended < polls:
             while started < polls and engine.in_flight < task.in_flight:
-                engine.start(PollRequest(started, accesses[started % count], refs, 30.0, 10_000))
+                engine.start(PollRequest(started, accesses[started % count], refs, 60.0, 10_000))
                 started += 1
             for result in engine.wait(1.0):
                 ended += 1

@@ -38,10 +38,20 @@ class GitServer:
         return f"http://127.0.0.1:{self.ports[host % len(self.ports)]}/{path}"
 
     @property
+    def base(self) -> str:
+        """The URL of the first port, without a path."""
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
     def cpu_seconds(self) -> float:
         """What the server itself has used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return used_by(self.process.pid)
+
+
+def used_by(pid: int) -> float:
+    """Seconds of CPU of one process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def why_no_git_server() -> str:
@@ -74,12 +84,23 @@ def git_server(*, refs: int = 6, delay_ms: int = 0, ports: int = 1) -> Iterator[
 class TlsServer:
     """nginx with a certificate for 127.0.0.1, of an authority whose certificate is `ca` (PEM, also in `ca_file`)."""
 
+    process: "subprocess.Popen[bytes]"
     port: int
     ca: str
     ca_file: Path
 
+    @property
+    def base(self) -> str:
+        """Its URL, without a path."""
+        return f"https://127.0.0.1:{self.port}"
+
     def url(self, path: str = "repository.git") -> str:
-        return f"https://127.0.0.1:{self.port}/{path}"
+        return f"{self.base}/{path}"
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What nginx has used so far."""
+        return used_by(self.process.pid)
 
 
 def why_no_tls_server() -> str:
@@ -123,7 +144,7 @@ def tls_server(upstream: GitServer) -> Iterator[TlsServer]:
         with subprocess.Popen(command) as process:
             try:
                 _wait_for(port, process)
-                yield TlsServer(port, ca, folder / "ca.pem")
+                yield TlsServer(process, port, ca, folder / "ca.pem")
             finally:
                 process.send_signal(signal.SIGTERM)
 
