@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -91,7 +92,7 @@ def main() -> None:
     )
     now = database_now()
     if options.all_due:
-        Remote.objects.update(next_poll_at=now, wait_seconds=0)
+        Remote.objects.update(next_poll_at=F("next_poll_at") - timedelta(seconds=options.interval), wait_seconds=0)
     engine = FromMemory(options.latency)
     profile = cProfile.Profile()
     with connection.cursor() as cursor:
@@ -169,6 +170,7 @@ if __name__ == "__main__":
     django.setup()
     from django.core.management import call_command
     from django.db import connection
+    from django.db.models import F
 
     from bench.rows import make_fleet
     from repos.leases import database_now
