@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psycopg
 
-from bench.cpu import tree, usage_of, usage_of_all
+from bench.installation import Usage, below, usage_of
 
 CHILD = "OVERHEAD_POSTMASTER"
 
@@ -65,6 +65,11 @@ class FromMemory:
     close = abandon
 
 
+def whole(pid: int) -> float:
+    """CPU seconds of a process and of all below it."""
+    return sum(map(usage_of, (pid, *below(pid))), Usage()).seconds
+
+
 def number_in(url: str) -> int:
     return int(url.rpartition("/r")[2].removesuffix(".git"))
 
@@ -98,7 +103,7 @@ def main() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_statements_reset()")
     server = int(os.environ[CHILD])
-    mine, theirs = usage_of(os.getpid()).seconds, usage_of_all(tree(server)).seconds
+    mine, theirs = usage_of(os.getpid()).seconds, whole(server)
     began, engines = time.monotonic(), engine.cpu_seconds
     polled = sessions = 0
     if options.profile:
@@ -111,9 +116,11 @@ def main() -> None:
         time.sleep(max(0.0, turn + 1.0 - time.monotonic()))
     profile.disable()
     seconds = time.monotonic() - began
-    mine, theirs = usage_of(os.getpid()).seconds - mine, usage_of_all(tree(server)).seconds - theirs
+    mine, theirs = usage_of(os.getpid()).seconds - mine, whole(server) - theirs
     engines = engine.cpu_seconds - engines
-    lags = sorted(Remote.objects.filter(last_poll_at__gte=now).values_list("last_lag_seconds", flat=True))
+    lags = sorted(
+        lag or 0.0 for lag in Remote.objects.filter(last_poll_at__gte=now).values_list("last_lag_seconds", flat=True)
+    )
     print(
         f"{polled} polls in {seconds:.1f} s and {sessions} sessions, {polled / seconds:.0f} a second; CPU a poll: "
         f"worker {(mine - engines) / polled * 1e6:.0f} µs, its engine {engines / polled * 1e6:.0f} µs, "
