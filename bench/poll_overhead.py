@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psycopg
 
-from bench.cpu import tree, usage_of, usage_of_all
+from bench.installation import Usage, below, usage_of
 
 CHILD = "OVERHEAD_POSTMASTER"
 
@@ -64,6 +65,11 @@ class FromMemory:
     close = abandon
 
 
+def whole(pid: int) -> float:
+    """CPU seconds of a process and of all below it."""
+    return sum(map(usage_of, (pid, *below(pid))), Usage()).seconds
+
+
 def number_in(url: str) -> int:
     return int(url.rpartition("/r")[2].removesuffix(".git"))
 
@@ -91,13 +97,13 @@ def main() -> None:
     )
     now = database_now()
     if options.all_due:
-        Remote.objects.update(next_poll_at=now, wait_seconds=0)
+        Remote.objects.update(next_poll_at=F("next_poll_at") - timedelta(seconds=options.interval), wait_seconds=0)
     engine = FromMemory(options.latency)
     profile = cProfile.Profile()
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_statements_reset()")
     server = int(os.environ[CHILD])
-    mine, theirs = usage_of(os.getpid()).seconds, usage_of_all(tree(server)).seconds
+    mine, theirs = usage_of(os.getpid()).seconds, whole(server)
     began, engines = time.monotonic(), engine.cpu_seconds
     polled = sessions = 0
     if options.profile:
@@ -110,9 +116,11 @@ def main() -> None:
         time.sleep(max(0.0, turn + 1.0 - time.monotonic()))
     profile.disable()
     seconds = time.monotonic() - began
-    mine, theirs = usage_of(os.getpid()).seconds - mine, usage_of_all(tree(server)).seconds - theirs
+    mine, theirs = usage_of(os.getpid()).seconds - mine, whole(server) - theirs
     engines = engine.cpu_seconds - engines
-    lags = sorted(Remote.objects.filter(last_poll_at__gte=now).values_list("last_lag_seconds", flat=True))
+    lags = sorted(
+        lag or 0.0 for lag in Remote.objects.filter(last_poll_at__gte=now).values_list("last_lag_seconds", flat=True)
+    )
     print(
         f"{polled} polls in {seconds:.1f} s and {sessions} sessions, {polled / seconds:.0f} a second; CPU a poll: "
         f"worker {(mine - engines) / polled * 1e6:.0f} µs, its engine {engines / polled * 1e6:.0f} µs, "
@@ -169,6 +177,7 @@ if __name__ == "__main__":
     django.setup()
     from django.core.management import call_command
     from django.db import connection
+    from django.db.models import F
 
     from bench.rows import make_fleet
     from repos.leases import database_now

@@ -23,7 +23,7 @@ def test_each_row_gets_its_own_values_and_gives_its_lease_back() -> None:
 
     mine = finish_many([(row, {"rounds": 10 + row.pk, "due_at": at}) for row in rows])
 
-    assert mine == {row.pk for row in rows}
+    assert mine == {row.pk: row.pk for row in rows}
     for row in rows:
         stored = fresh(row)
         assert (stored.rounds, stored.due_at, stored.lease_token) == (10 + row.pk, at, None)
@@ -38,7 +38,7 @@ def test_a_row_that_was_lost_is_left_alone_and_named_by_nobody() -> None:
 
     mine = finish_many([(row, {"rounds": 99}) for row in (lost, kept)])
 
-    assert mine == {kept.pk}
+    assert mine == {kept.pk: kept.pk}
     assert (fresh(other).rounds, fresh(other).lease_token) == (0, other.lease_token)
     assert fresh(kept).rounds == 99
 
@@ -48,7 +48,7 @@ def test_a_row_of_another_token_is_left_alone() -> None:
     [row] = claimed(1)
     row.lease_token = uuid.uuid4()
 
-    assert finish_many([(row, {"rounds": 1})]) == set()
+    assert finish_many([(row, {"rounds": 1})]) == {}
 
 
 @pytest.mark.django_db
@@ -65,17 +65,31 @@ def test_expressions_see_the_row_as_it_is_and_the_extra_values() -> None:
     rows = claimed(2)
     Chore.objects.filter(pk=rows[0].pk).update(rounds=5)
 
-    finish_many(
-        [(row, {"cursor": 1, "seen": 0, "late": later(9), "due_at": None}) for row in rows],
+    late = later(9)
+
+    mine = finish_many(
+        [(row, {"cursor": 1, "seen": 0, "late": late, "due_at": None}) for row in rows],
         expressions={"due_at": "CASE WHEN t.rounds <> v.seen THEN v.late ELSE v.due_at END"},
         extra={"seen": "rounds", "late": "due_at"},
+        returning="due_at",
     )
 
-    assert fresh(rows[0]).due_at is not None
+    assert mine == {rows[0].pk: late, rows[1].pk: None}
+    assert fresh(rows[0]).due_at == late
     assert fresh(rows[1]).due_at is None
     assert fresh(rows[1]).cursor == 1
 
 
 @pytest.mark.django_db
 def test_nothing_is_nothing() -> None:
-    assert finish_many([]) == set()
+    assert finish_many([]) == {}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("text", ["it's", '"\\"', "%s %%", "a\nb\tc", "ünï ☃ 🦆", "{}", ""])
+def test_a_text_is_stored_as_it_is(text: str) -> None:
+    [row] = claimed(1)
+
+    finish_many([(row, {"name": text})])
+
+    assert fresh(row).name == text

@@ -1,7 +1,8 @@
 """Choosing the remotes that a session asks next: due, unleased, and within what each host allows."""
 
 import random
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
@@ -11,7 +12,7 @@ from django.db.models import Count, Min, Q
 
 from repos.breaker import is_open
 from repos.events import record_event
-from repos.leases import claim_capped, give_back, held
+from repos.leases import claim_capped, claimable, database_now, give_back, held
 from repos.models import Counter, GitRepo, Host, Remote
 from repos.quarantine import is_quarantined, sentence, wait_seconds
 from repos.refs import followed_ref
@@ -43,6 +44,8 @@ class ClaimedRemote:
     remote: Remote
     claimed_at: datetime
     follows: tuple[Follow, ...]
+    # On the monotonic clock.
+    begun: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def lag_seconds(self) -> float:
@@ -62,6 +65,11 @@ def claim_remotes(limit: int) -> list[ClaimedRemote]:
     A remote whose host has asked for patience meanwhile goes back, to be due when that is over.
     """
     return _claim(limit, suspects=False)
+
+
+def is_any_due() -> bool:
+    """Whether there is anything that a claim could have found, were its host not as busy as it may be."""
+    return Remote.objects.filter(claimable(Remote, database_now())).exists()
 
 
 def claim_suspect() -> list[ClaimedRemote]:
@@ -100,7 +108,7 @@ def _claim(limit: int, *, suspects: bool) -> list[ClaimedRemote]:
         single=Host.objects.filter(is_open()).values_list("pk", flat=True),
         limit=limit,
         seconds=settings.POLL_LEASE,
-        defer=("refs", "recent", "returning"),
+        defer=("identity", "refs", "asked", "recent", "returning", "created_at"),
         related=("credential",),
         suspects=suspects,
     )

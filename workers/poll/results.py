@@ -161,7 +161,12 @@ def _store(findings: Sequence[Finding]) -> int:
             (f.claimed.remote, _columns(f, now, patient.get(_account(f), now), f.claimed.remote.pk in unsettled))
             for f in findings
         ]
-        mine = finish_many(rows, expressions={"next_poll_at": NEXT_POLL_AT, "wait_seconds": WAIT_SECONDS}, extra=EXTRA)
+        mine = finish_many(
+            rows,
+            expressions={"next_poll_at": NEXT_POLL_AT, "wait_seconds": WAIT_SECONDS},
+            extra=EXTRA,
+            returning="next_poll_at",
+        )
         concerned = [f.claimed.remote.pk for f in findings if f.claimed.remote.pk in mine and _concerns_followers(f)]
         if concerned:
             adoptions = Adoption.objects.filter(remote__in=concerned)
@@ -174,9 +179,8 @@ def _store(findings: Sequence[Finding]) -> int:
         counted["fenced_writes", "stage=poll"] = len(findings) - len(mine)
         Counter.add(counted)
         hit("poll.commit")
-    schedules = dict(Remote.objects.filter(pk__in=mine).values_list("pk", "next_poll_at"))
     for finding in findings:
-        _log(finding, schedules)
+        _log(finding, mine)
     return len(mine)
 
 
