@@ -11,9 +11,9 @@ from pytest_django import Settings
 from repos import registration
 from repos.leases import database_now
 from repos.models import Cluster, Counter, Delivery, DeliveryRecord, Event, GitRepo
-from tests.core import delivery_of, register
+from tests.core import delivery_of, later, register
 from tests.workers.deliver.targets import shown
-from tests.workers.deliver.test_session import ONE, TWO, Outcome, Shelf, State, gitrepo, place, run, shelf, want
+from tests.workers.deliver.test_session import ONE, TWO, Outcome, Shelf, State, gitrepo, place, shelf, want
 from workers.content import Bundle as Content
 from workers.deliver.session import claim_deliveries, run_session
 
@@ -23,7 +23,9 @@ __all__ = ["gitrepo", "place", "shelf"]
 pytestmark = pytest.mark.django_db
 
 
-# -- through a whole session, with its threads ---------------------------------------------------------------------
+def run(shelf: Shelf) -> int:
+    Delivery.objects.filter(due_at__isnull=False).update(**Delivery.due_in(later(-1), 0))
+    return run_session(shelf.open, budget_seconds=10, stopping=lambda: False)
 
 
 @pytest.mark.django_db(transaction=True)
