@@ -198,8 +198,8 @@ class Behaviour:
     `status` answers with that code (and `retry_after`); `redirect_to` is a prefix that the path is appended
     to; `hang_before` waits before any answer; `hang_after_bytes` sends so much of a longer answer and waits;
     `content_type` and `body` replace the answer; `reset` breaks the connection off; `trickle_seconds` is a pause
-    after each byte of the answer; `delay_seconds` is a pause before a good one. All but the last concern the
-    requests whose path and query contain `only`, and those `of` a "poll" or a "fetch" alone if it says so.
+    after each byte of the answer; `delay_seconds` is a pause before a good one. All concern the requests whose path and
+    query contain `only`, and those `of` a "poll" or a "fetch" alone if it says so.
     """
 
     status: int = 0
@@ -332,7 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
         if server.password and not self._is_authorized():
             self._answer(401, {"WWW-Authenticate": 'Basic realm="git"'}, b"who are you?\n")
             return
-        if behaviour.delay_seconds:
+        if meant and behaviour.delay_seconds:
             time.sleep(behaviour.delay_seconds)
         self._backend(parts.path, parts.query, body, behaviour if meant else Behaviour())
 

@@ -19,39 +19,41 @@ def text_at(stack: Stack, cluster: str, name: str) -> str:
     return (stack.clusters / cluster / name / "current/deploy/app.yaml").read_text()
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shares-its-remote"])
-def test_d1_disabled_polling_syncs_once_ignores_pushes_and_delivers_head_when_forced(
-    stack: Stack, shared: bool
-) -> None:
-    """rancher/fleet#780."""
-    name = f"d1-{'shared' if shared else 'alone'}"
-    repository = Repository.make(stack.repositories / f"{name}.git")
-    first = repository.commit({"deploy/app.yaml": "1\n"})
-    stack.add_cluster(name)
-    spec = {"branch": "main", "paths": ["deploy"], "targets": [{"cluster": name}], "polling_interval": "1s"}
-    if shared:
-        stack.add_gitrepo(f"{name}-polls", repository.file_url, **spec)
-        stack.wait_delivered(f"{name}-polls", first)
-    stack.add_gitrepo(name, repository.file_url, disable_polling=True, **spec)
-    stack.wait_delivered(name, first)
-    if not shared:
-        wait_until("off the schedule", lambda: stack.gitrepo(name)["status"]["next_poll_at"] is None, 10)
+def test_d1_disabled_polling_syncs_once_ignores_pushes_and_delivers_head_when_forced(stack: Stack) -> None:
+    """rancher/fleet#780; with a remote of its own, and with one that another GitRepo polls, side by side."""
+    alone, shared = "d1-alone", "d1-shared"
+    repositories = {name: Repository.make(stack.repositories / f"{name}.git") for name in (alone, shared)}
+    firsts = {name: repository.commit({"deploy/app.yaml": "1\n"}) for name, repository in repositories.items()}
+    for name, repository in repositories.items():
+        stack.add_cluster(name)
+        spec = {"branch": "main", "paths": ["deploy"], "targets": [{"cluster": name}], "polling_interval": "1s"}
+        if name == shared:
+            stack.add_gitrepo(f"{name}-polls", repository.file_url, **spec)
+            stack.wait_delivered(f"{name}-polls", firsts[name])
+        stack.add_gitrepo(name, repository.file_url, disable_polling=True, **spec)
+    for name, first in firsts.items():
+        stack.wait_delivered(name, first)
+    wait_until("off the schedule", lambda: stack.gitrepo(alone)["status"]["next_poll_at"] is None, 10)
 
-    second = repository.commit({"deploy/app.yaml": "2\n"})
-    if shared:
-        stack.wait_delivered(f"{name}-polls", second)
+    seconds = {name: repository.commit({"deploy/app.yaml": "2\n"}) for name, repository in repositories.items()}
+    stack.wait_delivered(f"{shared}-polls", seconds[shared])
     time.sleep(5)
-    assert stack.gitrepo(name)["status"]["observed_commit"] == first
-    assert text_at(stack, name, name) == "1\n"
+    for name, first in firsts.items():
+        assert stack.gitrepo(name)["status"]["observed_commit"] == first
+        assert text_at(stack, name, name) == "1\n"
 
-    stack.api("POST", f"gitrepos/{name}/sync/")
-    stack.wait_delivered(name, second)
-    assert text_at(stack, name, name) == "2\n"
+    for name in repositories:
+        stack.api("POST", f"gitrepos/{name}/sync/")
+    for name, second in seconds.items():
+        stack.wait_delivered(name, second)
+        assert text_at(stack, name, name) == "2\n"
 
     # The force was for that once.
-    repository.commit({"deploy/app.yaml": "3\n"})
+    for repository in repositories.values():
+        repository.commit({"deploy/app.yaml": "3\n"})
     time.sleep(5)
-    assert text_at(stack, name, name) == "2\n"
+    for name in repositories:
+        assert text_at(stack, name, name) == "2\n"
 
 
 def test_d1_a_forced_sync_delivers_a_head_that_went_back(stack: Stack) -> None:

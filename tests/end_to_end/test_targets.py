@@ -30,59 +30,57 @@ def two_branches(server: GitServer, name: str) -> Repository:
 EDITS = {"branch": {"branch": "next"}, "paths": {"paths": ["other"]}, "url": {}}
 
 
-@pytest.mark.parametrize("stage", ["polled", "fetched"])
-@pytest.mark.parametrize("field", list(EDITS))
+@pytest.mark.parametrize("stage", ["poll", "fetch"])
 def test_t1_an_edit_while_the_old_spec_is_at_work_drops_the_old_result(
-    stack: Stack, server: GitServer, stage: str, field: str
+    stack: Stack, server: GitServer, stage: str
 ) -> None:
-    name = f"t1-{stage}-{field}"
-    repository, other = two_branches(server, name), two_branches(server, f"{name}-other")
-    other_head = other.commit({"deploy/app.yaml": "elsewhere\n"})
-    folder = stack.add_cluster(name)
-    delay = Behaviour(delay_seconds=2.0)
-    server.behaviour = delay
+    """A GitRepo for each field, side by side; each is edited as soon as its own poll, or fetch, is under way."""
+    names = {field: f"t1-{stage}-{field}" for field in EDITS}
+    repositories = {field: two_branches(server, name) for field, name in names.items()}
+    other = two_branches(server, f"t1-{stage}-other")
+    expected = {
+        "branch": (repositories["branch"].head("next"), {"deploy/app.yaml": "next\n"}),
+        "paths": (repositories["paths"].head(), {"other/app.yaml": "other\n"}),
+        "url": (other.commit({"deploy/app.yaml": "elsewhere\n"}), {"deploy/app.yaml": "elsewhere\n"}),
+    }
+    folders = {field: stack.add_cluster(name) for field, name in names.items()}
+    waiting = dict(names)
+
+    def each_is_edited() -> bool:
+        for field, name in list(waiting.items()):
+            if any(request.of == stage for request in server.requests(f"/{name}.git/")):
+                stack.api("PATCH", f"gitrepos/{name}/", EDITS[field] or {"url": server.url(other)})
+                del waiting[field]
+        return not waiting
+
+    server.behaviour = Behaviour(delay_seconds=2.0, only=f"/t1-{stage}-")
     try:
-        stack.add_gitrepo(
-            name,
-            server.url(repository),
-            branch="main",
-            paths=["deploy"],
-            polling_interval="1h",
-            targets=[{"cluster": name}],
-        )
-        if stage == "polled":
-            server.wait_for_request(f"{name}.git/info/refs")
-        else:
-            wait_until(
-                "the fetch is under way",
-                lambda: any(request.of == "fetch" for request in server.requests(f"/{name}.git/")),
-                30,
-                every=0.05,
+        for field, name in names.items():
+            stack.add_gitrepo(
+                name,
+                server.url(repositories[field]),
+                branch="main",
+                paths=["deploy"],
+                polling_interval="1h",
+                targets=[{"cluster": name}],
             )
-        edit = EDITS[field] or {"url": server.url(other)}
-        stack.api("PATCH", f"gitrepos/{name}/", edit)
+        wait_until(f"the {stage} of each is under way, and it is edited", each_is_edited, 60, every=0.05)
     finally:
         server.behaviour = Behaviour()
 
-    expected = {"branch": repository.head("next"), "paths": repository.head(), "url": other_head}[field]
-    stack.wait_delivered(name, expected)
-    current = folder / name / "current"
-    files = {str(p.relative_to(current)): p.read_text() for p in current.rglob("*.yaml")}
-    assert (
-        files
-        == {
-            "branch": {"deploy/app.yaml": "next\n"},
-            "paths": {"other/app.yaml": "other\n"},
-            "url": {"deploy/app.yaml": "elsewhere\n"},
-        }[field]
-    )
-    # Nothing that belonged to the old spec was ever delivered.
-    applied = stack.sql(
-        "SELECT r.generation, count(*) FROM repos_deliveryrecord x JOIN repos_revision r ON r.id = x.revision_id "
-        "JOIN repos_gitrepo g ON g.id = r.gitrepo_id WHERE g.name = %s AND x.outcome = 'delivered' GROUP BY r.generation",
-        name,
-    )
-    assert [generation for generation, _ in applied] == [2]
+    for field, (commit, files) in expected.items():
+        name = names[field]
+        stack.wait_delivered(name, commit)
+        current = folders[field] / name / "current"
+        assert {str(p.relative_to(current)): p.read_text() for p in current.rglob("*.yaml")} == files
+        # Nothing that belonged to the old spec was ever delivered.
+        applied = stack.sql(
+            "SELECT r.generation, count(*) FROM repos_deliveryrecord x JOIN repos_revision r ON r.id = x.revision_id "
+            "JOIN repos_gitrepo g ON g.id = r.gitrepo_id WHERE g.name = %s AND x.outcome = 'delivered' "
+            "GROUP BY r.generation",
+            name,
+        )
+        assert [generation for generation, _ in applied] == [2]
 
 
 def test_t2_labels_groups_and_targets_match_and_unmatch_without_a_new_revision(stack: Stack) -> None:
