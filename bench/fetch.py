@@ -1,40 +1,30 @@
 """From a new commit to the wanted files in hand: fleetsync's kept mirrors beside clones.
 
-    python bench/fetch.py [--rounds 5] [--commits 150] [--json FILE]
-
-Makes a small repository, and a large one of 20 000 files and 200 MB of which one subfolder is wanted, and serves both over
-http from a process of its own that allows filters and any id. In each round a commit changes one file of the subfolder, and
-each way brings it in, in an order drawn anew: what workers/sync.py does from the polled commit to the stored bundle, with a
-partial and with a whole mirror; GitPython's `clone --depth 1`; git's own `clone --depth 1`; and a kept clone with `fetch
---depth 1` and `reset --hard`. Then so many commits in a row, each brought in by the kept ones. Times are medians of wall
-time, CPU is the client's with its children; the server's is left out. A row that falls short of its target is marked, and
-the status is then 1.
+A small repository, and a large one of 20 000 files and 200 MB of which one folder is wanted, are served over http by a
+process of its own that allows filters and any id. In each round a commit changes one file of that folder, and each way brings
+it in: what workers/sync.py does from the polled commit to the stored bundle, with a partial and with a whole mirror;
+GitPython's and git's own `clone --depth 1`; and git's `fetch --depth 1` and `reset --hard` in a kept clone. Then many commits
+in a row, each brought in by the kept ones. The server's CPU is left out.
 """
 
-import argparse
-import json
 import os
-import platform
 import random
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+FOLDER = Path(tempfile.mkdtemp(prefix="fs-fetch-", dir=os.environ.get("BENCH_DIR")))
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleetsync.settings")
 os.environ.setdefault("LOG_LEVEL", "ERROR")
-FOLDER = Path(tempfile.mkdtemp(prefix="fs-fetch-", dir=os.environ.get("BENCH_DIR")))
 os.environ["DATA_DIR"] = str(FOLDER / "data")
 
 import django
@@ -44,19 +34,23 @@ django.setup()
 from django.conf import settings
 from git import Repo
 
+from bench import frame
+from bench.frame import Report, spread
+from bench.measuring import Sample, Stopwatch, interleaved
 from repos.models import GitRepo, Remote, Revision, SyncJob
 from tests.git_servers import ENVIRONMENT, Repository
 from workers import sync
-from workers.bundle.store import BundleStore
 from workers.fetch.layout import size_bytes
 from workers.fetch.mirror import FetchLimits, Mirror, Source
 from workers.git_environment import RemoteAccess
 
-FOLDERS, FILES, HEX_BYTES = 200, 100, 5_000
+FILES, HEX_BYTES = 100, 5_000  # of a folder, of a file
+FOLDERS, COMMITS = {"full": 200, "small": 20}, {"full": 150, "small": 15}
 WANTED = "f007"
 # At most these parts of what GitPython's clone takes of the large repository.
 TIME_PART, DISK_PART = 1 / 50, 1 / 20
-CLONE = "GitPython clone --depth 1"
+PARTIAL, WHOLE, KEPT = "fleetsync, partial mirror", "fleetsync, whole mirror", "git, kept clone"
+CLONE, PLAIN = "GitPython clone --depth 1", "git clone --depth 1"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -132,20 +126,13 @@ def served(root: Path) -> Iterator[str]:
         os.waitpid(pid, 0)
 
 
-@dataclass
-class Row:
-    """One way with one repository. Seconds of each round, CPU seconds of each, bytes on disk after the last."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a commit is brought into `folder`; a clone begins anew each time."""
 
-    scenario: str
-    way: str
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    disk: int = 0
-    time_target: float = 0.0
-    disk_target: float = 0.0
-
-
-Way = Callable[[str], None]
+    folder: Path
+    bring: Callable[[str], None]
+    anew: bool = False
 
 
 def ours(folder: Path, url: str, paths: list[str], setting: str) -> Way:
@@ -160,109 +147,97 @@ def ours(folder: Path, url: str, paths: list[str], setting: str) -> Way:
         made = sync.content(work, mirror, source, time.monotonic() + 600)
         assert made.files
 
-    return bring
+    return Way(folder, bring)
+
+
+def git(*words: str) -> None:
+    done = subprocess.run(["git", *words], env=ENVIRONMENT, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"git {' '.join(words)}: {done.stderr.decode(errors='replace')[-2000:]}")
 
 
 def gitpython_clone(folder: Path, url: str) -> Way:
     def bring(commit: str) -> None:
         assert Repo.clone_from(url, folder, depth=1).head.commit.hexsha == commit
 
-    return bring
-
-
-def git(*words: str) -> None:
-    subprocess.run(["git", *words], env=ENVIRONMENT, check=True, capture_output=True)
+    return Way(folder, bring, anew=True)
 
 
 def plain_clone(folder: Path, url: str) -> Way:
-    def bring(_: str) -> None:
-        git("clone", "--quiet", "--depth=1", url, str(folder))
-
-    return bring
+    return Way(folder, lambda _: git("clone", "--quiet", "--depth=1", url, str(folder)), anew=True)
 
 
 def kept_clone(folder: Path, url: str) -> Way:
+    git("clone", "--quiet", "--depth=1", url, str(folder))
+
     def bring(commit: str) -> None:
-        if not folder.exists():
-            git("clone", "--quiet", "--depth=1", url, str(folder))
         git("-C", str(folder), "fetch", "--quiet", "--depth=1", "origin", commit)
         git("-C", str(folder), "reset", "--quiet", "--hard", commit)
 
-    return bring
+    return Way(folder, bring)
 
 
-def used_cpu() -> float:
-    parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(part.ru_utime + part.ru_stime for part in parts)
+@dataclass
+class Remotes:
+    """One repository as it is served, and everything that follows it; the kept ones have its first commit already."""
+
+    repository: Repository
+    url: str
+    paths: list[str]
+    changing: str
+    place: Path
+    number: int = 0
+
+    def ways(self) -> dict[str, Way]:
+        self.place.mkdir()
+        ways = {
+            PARTIAL: ours(self.place / "partial", self.url, self.paths, "auto"),
+            WHOLE: ours(self.place / "whole", self.url, self.paths, "off"),
+            KEPT: kept_clone(self.place / "kept", self.url),
+            CLONE: gitpython_clone(self.place / "gitpython", self.url),
+            PLAIN: plain_clone(self.place / "plain", self.url),
+        }
+        for way in ways.values():
+            if not way.anew:
+                way.bring(self.repository.head())
+        return ways
+
+    def commit(self) -> str:
+        """A new one, which changes one of the wanted files."""
+        self.number += 1
+        content = random.Random(self.number).randbytes(HEX_BYTES).hex()
+        return self.repository.commit({self.changing: content}, message=f"change {self.number}")
 
 
-def measure(row: Row, bring: Way, commit: str) -> None:
-    cpu, began = used_cpu(), time.monotonic()
-    bring(commit)
-    row.wall.append(time.monotonic() - began)
-    row.cpu.append(used_cpu() - cpu)
+Samples = Mapping[str, list[tuple[Sample, int]]]
 
 
-def new_commit(repository: Repository, number: int, path: str) -> str:
-    return repository.commit({path: random.Random(number).randbytes(HEX_BYTES).hex()}, message=f"change {number}")
+def measured(remotes: Remotes, ways: Mapping[str, Way], rounds: int) -> Samples:
+    """For each way and round, time and CPU, and the bytes on disk. All bring the same commit in a round."""
+    brought: dict[str, int] = dict.fromkeys(ways, 0)
+    commits: list[str] = []
+
+    def one(name: str) -> tuple[Sample, int]:
+        if brought[name] == len(commits):
+            commits.append(remotes.commit())
+        commit, way = commits[brought[name]], ways[name]
+        brought[name] += 1
+        watch = Stopwatch()
+        way.bring(commit)
+        sample, disk = watch.stop(1), size_bytes(way.folder)
+        if way.anew:
+            shutil.rmtree(way.folder)
+        return sample, disk
+
+    return interleaved({name: lambda name=name: one(name) for name in ways}, rounds)  # type: ignore[misc]
 
 
-def compare(scenario: str, repository: Repository, url: str, paths: list[str], path: str, rounds: int) -> list[Row]:
-    """Each way for each round, the kept ones already having the commit before; then as many rows."""
-    place = FOLDER / scenario.replace(" ", "-")
-    place.mkdir()
-    kept = {
-        "fleetsync, partial mirror": (place / "partial", ours(place / "partial", url, paths, "auto")),
-        "fleetsync, whole mirror": (place / "whole", ours(place / "whole", url, paths, "off")),
-        "git, kept clone": (place / "kept", kept_clone(place / "kept", url)),
-    }
-    anew = {
-        CLONE: (place / "gitpython", gitpython_clone(place / "gitpython", url)),
-        "git clone --depth 1": (place / "plain", plain_clone(place / "plain", url)),
-    }
-    rows = {name: Row(scenario, name) for name in (*kept, *anew)}
-    for _, bring in kept.values():
-        bring(repository.head())
-    for number in range(rounds):
-        commit = new_commit(repository, number, path)
-        for name in random.sample(list(rows), len(rows)):
-            folder, bring = (kept | anew)[name]
-            measure(rows[name], bring, commit)
-            rows[name].disk = size_bytes(folder)
-            if name in anew:
-                shutil.rmtree(folder)
-    return list(rows.values())
-
-
-def in_a_row(repository: Repository, url: str, paths: list[str], path: str, commits: int) -> list[Row]:
-    """So many commits, one after the other, in the kept copies of the large repository."""
-    place = FOLDER / "large"
-    ways = {
-        "fleetsync, partial mirror": (place / "partial", ours(place / "partial", url, paths, "auto")),
-        "fleetsync, whole mirror": (place / "whole", ours(place / "whole", url, paths, "off")),
-        "git, kept clone": (place / "kept", kept_clone(place / "kept", url)),
-    }
-    rows = {name: Row(f"{commits} in a row", name) for name in ways}
-    for number in range(1_000, 1_000 + commits):
-        commit = new_commit(repository, number, path)
-        for name in random.sample(list(ways), len(ways)):
-            measure(rows[name], ways[name][1], commit)
-    for name, (folder, _) in ways.items():
-        rows[name].disk = size_bytes(folder)
-    return list(rows.values())
-
-
-def repositories(root: Path) -> tuple[Repository, Repository]:
+def repositories(root: Path, folders: int) -> tuple[Repository, Repository]:
     small, large = Repository.make(root / "small.git"), Repository.make(root / "large.git")
     source = random.Random(1)
     small.commit({f"deploy/{n}.yaml": source.randbytes(500).hex() for n in range(20)})
-    large.commit(
-        {
-            f"f{f:03}/d{n % 5}/n{n:03}.yaml": source.randbytes(HEX_BYTES).hex()
-            for f in range(FOLDERS)
-            for n in range(FILES)
-        }
-    )
+    names = [f"f{f:03}/d{n % 5}/n{n:03}.yaml" for f in range(folders) for n in range(FILES)]
+    large.commit({name: source.randbytes(HEX_BYTES).hex() for name in names})
     for repository in (small, large):
         repository.git("config", "uploadpack.allowFilter", "true")
         repository.git("config", "uploadpack.allowAnySHA1InWant", "true")
@@ -270,76 +245,72 @@ def repositories(root: Path) -> tuple[Repository, Repository]:
     return small, large
 
 
-def judge(rows: list[Row]) -> list[Row]:
-    """The rows that fall short, after their targets are set from the clone of the same run."""
-    large = next(row for row in rows if row.scenario == "large" and row.way == CLONE)
-    for row in rows:
-        if row.scenario != "small" and row.way.startswith("fleetsync"):
-            row.time_target = statistics.median(large.wall) * TIME_PART
-            row.disk_target = large.disk * DISK_PART if "partial" in row.way else 0.0
-    return [row for row in rows if falls_short(row)]
+def milliseconds(samples: list[tuple[Sample, int]]) -> float:
+    return spread([sample.seconds * 1e3 for sample, _ in samples]).median
 
 
-def falls_short(row: Row) -> bool:
-    slow = bool(row.time_target) and statistics.median(row.wall) > row.time_target
-    return slow or (bool(row.disk_target) and row.disk > row.disk_target)
+def megabytes(samples: list[tuple[Sample, int]]) -> float:
+    """After the last round."""
+    return samples[-1][1] / 1e6
 
 
-def table(rows: list[Row]) -> Iterator[str]:
-    yield f"{'':18} {'':27} {'median':>9} {'max':>9} {'client CPU':>10} {'of clone':>9} {'disk':>9} {'of clone':>9}"
-    for row in rows:
-        scenario = "small" if row.scenario == "small" else "large"
-        clone = next(r for r in rows if r.scenario == scenario and r.way == CLONE)
-        median, base = statistics.median(row.wall), statistics.median(clone.wall)
-        yield (
-            f"{row.scenario:18} {row.way:27} {median * 1e3:6.0f} ms {max(row.wall) * 1e3:6.0f} ms "
-            f"{statistics.median(row.cpu) * 1e3:7.0f} ms {'1/%.1f' % (base / median):>9} {row.disk / 1e6:6.1f} MB "
-            f"{'1/%.1f' % (clone.disk / row.disk):>9}{'  FALLS SHORT' if falls_short(row) else ''}"
+def tell(report: Report, title: str, found: Samples, clone: list[tuple[Sample, int]]) -> None:
+    table = report.table(
+        title, "way", "ms", "slowest", "client CPU ms", "time, clone = 1", "disk MB", "disk, clone = 1"
+    )
+    for name, samples in found.items():
+        table.row(
+            name,
+            milliseconds(samples),
+            max(sample.seconds for sample, _ in samples) * 1e3,
+            spread([sample.cpu_seconds * 1e3 for sample, _ in samples]),
+            f"1/{milliseconds(clone) / milliseconds(samples):.1f}",
+            megabytes(samples),
+            f"1/{megabytes(clone) / megabytes(samples):.1f}",
         )
 
 
-def machine() -> dict[str, str]:
-    version = subprocess.run(["git", "version"], capture_output=True, text=True, check=True).stdout.strip()
-    return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}",
-        "software": f"Python {platform.python_version()}, {version}",
-        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    }
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--commits", type=int, default=150)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = frame.options(__doc__)
+    folders, commits = FOLDERS[options.size], COMMITS[options.size]
+    report = Report("fetch", "From a new commit to the wanted files", "python -m bench.fetch", options)
+    settings.BUNDLE_DIR = FOLDER / "bundles"
     try:
-        sync.store.cache_clear()
-        settings.BUNDLE_DIR = FOLDER / "bundles"
-        BundleStore(settings.BUNDLE_DIR)
-        small, large = repositories(FOLDER / "served")
+        small, large = repositories(FOLDER / "served", folders)
         with served(FOLDER / "served") as address:
-            small_url, large_url = f"{address}/small.git", f"{address}/large.git"
-            paths, path = [WANTED], f"{WANTED}/d0/n000.yaml"
-            rows = compare("small", small, small_url, ["deploy"], "deploy/0.yaml", options.rounds)
-            rows += compare("large", large, large_url, paths, path, options.rounds)
-            if options.commits:
-                rows += in_a_row(large, large_url, paths, path, options.commits)
+            little = Remotes(small, f"{address}/small.git", ["deploy"], "deploy/0.yaml", FOLDER / "small")
+            found = measured(little, little.ways(), options.rounds)
+            tell(report, "Small repository, 20 files", found, found[CLONE])
+            big = Remotes(large, f"{address}/large.git", [WANTED], f"{WANTED}/d0/n000.yaml", FOLDER / "large")
+            ways = big.ways()
+            once = measured(big, ways, options.rounds)
+            clone, size = once[CLONE], f"{folders * FILES:,} files, {folders * FILES * HEX_BYTES * 2 / 1e6:.0f} MB"
+            tell(report, f"{size}, one folder of {FILES} files wanted", once, clone)
+            row = measured(big, {name: way for name, way in ways.items() if not way.anew}, commits)
+            tell(report, f"The same, {commits} commits in a row", row, clone)
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)
-    short = judge(rows)
-    here = machine()
-    print("\n".join(f"{name}: {value}" for name, value in here.items()))
-    print(f"{options.rounds} rounds; large: {FOLDERS * FILES} files, {FOLDERS * FILES * HEX_BYTES * 2 / 1e6:.0f} MB, ")
-    print(
-        f"one folder of {FILES} files wanted; at most {TIME_PART:.3f} of the clone's time, {DISK_PART:.3f} of its disk"
+    for what, samples, disk in (
+        ("partial mirror", once[PARTIAL], True),
+        ("whole mirror", once[WHOLE], False),
+        (f"partial mirror, {commits} commits in a row", row[PARTIAL], True),
+        (f"whole mirror, {commits} commits in a row", row[WHOLE], False),
+    ):
+        time_part = milliseconds(samples) / milliseconds(clone)
+        require(report, f"a new commit, {what}, time against {CLONE}", time_part, TIME_PART)
+        if disk:
+            require(report, f"{what}, disk against {CLONE}", megabytes(samples) / megabytes(clone), DISK_PART)
+    report.note("A clone begins anew each time; all others are kept. Disk is what lies there after the last round.")
+    report.bars("Milliseconds for a new commit, large repository", {name: milliseconds(s) for name, s in once.items()})
+    report.bars("MB on disk, large repository", {name: megabytes(s) for name, s in once.items()})
+    return report.finish()
+
+
+def require(report: Report, what: str, value: float, bound: float) -> None:
+    measurable = not report.options.small
+    report.require(
+        what, value if measurable else None, at_most=bound, not_measured="the repository is too small for it"
     )
-    print("\n".join(table(rows)))
-    if options.json:
-        document = {**here, "rows": [{**asdict(row), "falls_short": falls_short(row)} for row in rows]}
-        options.json.write_text(json.dumps(document, indent=1))
-    return 1 if short else 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.frame import OUT
 
 ROOT = Path(__file__).resolve().parent.parent
-QUESTIONS = ("poll_cost",)
+QUESTIONS = ("poll_cost", "fetch")
 
 
 def run(question: str) -> bool:

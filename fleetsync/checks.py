@@ -138,7 +138,7 @@ def check_times(**_: Any) -> list[CheckMessage]:
 
 @register("fleetsync")
 def check_numbers(**_: Any) -> list[CheckMessage]:
-    """E010 to E014: numbers in their range, queues and networks that exist."""
+    """E010 to E014 and E016: numbers in their range, queues and networks that exist."""
     found: list[CheckMessage] = [
         _error(10, f"{name} is below 1: nothing would ever run.", f"Set {name} to 1 or more.")
         for name in _COUNTS
@@ -169,6 +169,9 @@ def check_numbers(**_: Any) -> list[CheckMessage]:
     if settings.GIT_FILE_ROOT and (not root.is_absolute() or root == Path("/")):
         hint = "Set GIT_FILE_ROOT to the one folder whose repositories file:// may name, or leave it empty."
         found.append(_error(14, "GIT_FILE_ROOT is not an absolute folder below /.", hint))
+    if settings.GIT_PARTIAL_CLONE not in ("auto", "off"):
+        sentence = f"GIT_PARTIAL_CLONE is {settings.GIT_PARTIAL_CLONE!r}, which is neither auto nor off."
+        found.append(_error(16, sentence, "Set GIT_PARTIAL_CLONE to auto or off; auto is the default."))
     return found
 
 

@@ -77,6 +77,8 @@ def test_the_defaults_are_right(settings: Settings, check: Check, changes: dict[
         (checks.check_numbers, {"GIT_ALLOWED_NETWORKS": ["intranet", "10.0.0.0/8"]}, ["E013"]),
         (checks.check_numbers, {"GIT_FILE_ROOT": "var"}, ["E014"]),
         (checks.check_numbers, {"GIT_FILE_ROOT": "/"}, ["E014"]),
+        (checks.check_numbers, {"GIT_PARTIAL_CLONE": "off"}, []),
+        (checks.check_numbers, {"GIT_PARTIAL_CLONE": "on"}, ["E016"]),
         (checks.check_times, {"RETENTION_AGE": 0.0, "MIRROR_UNUSED": -1.0}, ["E001", "E001"]),
         (checks.check_retention, {"RETENTION_REVISIONS": 0, "RETENTION_EVENTS": -1}, ["E040", "E040"]),
         (checks.check_retention, {"RETENTION_REVISIONS": 1, "RETENTION_EVENTS": 1}, []),

@@ -72,6 +72,18 @@ def test_a_failing_caller_kills_it_too(call_for: MakeCall, repository: Repositor
     assert processes_with(f"GIT_DIR={repository.folder}") == {}
 
 
+def test_a_git_that_does_not_read_its_input_is_left_at_the_deadline(call_for: MakeCall, repository: Repository) -> None:
+    with pytest.raises(GitTimeout):
+        run(call_for(0.5, HANG), "hang", stdin=bytes(1_000_000))
+    assert processes_with(f"GIT_DIR={repository.folder}") == {}
+
+
+def test_a_git_that_ends_without_reading_says_why(call_for: MakeCall) -> None:
+    with pytest.raises(GitFailed) as caught:
+        run(call_for(), "rev-parse", "--verify", "refs/heads/none", stdin=bytes(1_000_000))
+    assert caught.value.status == 128
+
+
 def zombies() -> list[int]:
     """Children of this process that have ended and that nobody has waited for."""
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()

@@ -16,6 +16,7 @@ from workers.fetch.errors import (
     MirrorCorrupt,
     NotFound,
 )
+from workers.fetch.locks import alone
 from workers.fetch.mirror import Mirror
 from workers.git_environment import RemoteAccess
 
@@ -188,6 +189,17 @@ class TestLocks:
         with mirror.lock_file.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with pytest.raises(MirrorBusy), mirror.reader(deadline_seconds=5):
+                pass
+
+    def test_a_lock_whose_mirror_was_removed_meanwhile_is_nobodys(
+        self, repository: Repository, mirror: Mirror, fetch: Fetch
+    ) -> None:
+        fetch(repository.file_url, repository.commit({"a": "x"}))
+        with mirror.shared() as lock:
+            with alone(mirror.lock_file, lock):
+                pass
+            mirror.lock_file.unlink()
+            with pytest.raises(MirrorBusy), alone(mirror.lock_file, lock):
                 pass
 
     def test_the_lock_lies_outside_of_the_mirror(self, repository: Repository, mirror: Mirror, fetch: Fetch) -> None:
