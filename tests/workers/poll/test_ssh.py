@@ -274,7 +274,9 @@ def test_nothing_of_the_users_own_is_used(
     (folder / "known_hosts").write_text(server.known_hosts())
     (folder / "id_ed25519").write_text(ask.key)
     (folder / "id_ed25519").chmod(0o600)
-    (folder / "config").write_text(f"ProxyCommand touch {tmp_path}/proxied\nStrictHostKeyChecking no\n")
+    (folder / "config").write_text(
+        f"ProxyCommand touch {tmp_path}/proxied\nHostName 127.0.0.2\nStrictHostKeyChecking no\n"
+    )
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
     assert ask.cause(known_hosts="other.example.com ssh-ed25519 AAAA") == "host-key"
