@@ -36,8 +36,9 @@ from workers.bundle.select import Limits, list_entries, selection_key
 from workers.bundle.store import BundleStore
 from workers.content import Bundle as BundleContent
 from workers.content import BundleUnavailable
-from workers.fetch.mirror import FetchLimits, Source
+from workers.fetch.limits import FetchLimits
 from workers.fetch.mirror import Mirror as MirrorFolder
+from workers.fetch.mirror import Source
 from workers.fetch.partial import Wish, wish
 from workers.git_environment import AccessError
 from workers.git_errors import CommitNotFound, GitError, MirrorBusy, MirrorCorrupt, ObjectsRefused

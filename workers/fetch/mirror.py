@@ -1,16 +1,17 @@
 """The kept bare copy of one remote, in which each commit that is needed is held by a ref of ours."""
 
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workers.fetch import layout, partial
 from workers.fetch.git import GitCall, GitFailed, run, run_and_hear
+from workers.fetch.limits import FetchLimits, bounded, pack_bound, too_big
 from workers.fetch.locks import alone, locked
+from workers.fetch.packs import may_have
 from workers.fetch.partial import Wish
 from workers.fetch.reader import GitObjectReader
 from workers.git_environment import AccessError, RemoteAccess, git_environment, local_environment
@@ -31,15 +32,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 KEEP_REF = re.compile(r"[A-Za-z0-9_-]{1,100}(/[A-Za-z0-9_-]{1,100}){0,3}")
 # Each fetch leaves one pack and one line in `shallow`, which is sent to the server with the next fetch.
 MAX_PACKS, MAX_SHALLOW_BYTES = 40, 20_000
-TOO_BIG = re.compile(rf"died of signal {signal.SIGXFSZ.value}\b|file too large", re.IGNORECASE)
 NO_DEPTH = re.compile(r"does not support (shallow|--depth)|shallow capabilities", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class FetchLimits:
-    """`max_bytes` of pack for one fetch (GIT_FETCH_MAX_BYTES)."""
-
-    max_bytes: int = 2 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ class Source:
     """Where a reader gets what a partial mirror lacks."""
 
     access: RemoteAccess
-    limits: FetchLimits = FetchLimits()
+    limits: FetchLimits = field(default_factory=FetchLimits)
     run_folder: Path | None = None
 
 
@@ -249,7 +242,7 @@ class Mirror:
             return False, 0, ""
         before, empty = layout.size_bytes(self.folder / "objects"), not partial.pack_names(self.folder)
         try:
-            with self._bounded(call, _too_big(call.max_file_bytes)) as watch:
+            with bounded(call, too_big(call.max_file_bytes)) as watch:
                 unfiltered = self._ask(call, commit, ref, watch)
         except GitFailed as failed:
             if type(failed.error) in (GitError, BadObjects) and not self._is_sound(call):
@@ -277,44 +270,17 @@ class Mirror:
             said = run_and_hear(call, *_fetch_words(commit, ref), watch=watch)
         return bool(filters) and bool(partial.NOT_FILTERED.search(said))
 
-    @contextmanager
-    def _bounded(self, call: GitCall, too_big: LimitExceeded) -> Iterator[Callable[[], None]]:
-        """Yields what is to be called while git writes here. What a failed git leaves is removed; one that wrote too
-        much raises `too_big`.
-        """
-        objects = self.folder / "objects"
-        before = layout.size_bytes(objects)
-
-        def watch() -> None:
-            # The size of each file is held by the kernel (ulimit); this holds the sum of them.
-            if layout.size_bytes(objects) - before > call.max_file_bytes:
-                raise too_big
-
-        try:
-            yield watch
-        except GitFailed as failed:
-            layout.tidy(self.folder)
-            if TOO_BIG.search(failed.stderr.decode("utf-8", "replace")):
-                raise too_big from failed
-            raise
-        except GitError:
-            layout.tidy(self.folder)
-            raise
-
     def _fill(self, reading: GitCall, source: Source, object_ids: Sequence[str], max_bytes: int) -> None:
         """Fetch files that this partial mirror lacks; `reading` holds its lock. They may have `max_bytes` together.
 
         What came before an error stays for the next try, but after a limit's: nobody could use it.
         """
-        # A pack is at most so much bigger than what is in it.
-        most = max_bytes + max_bytes // 1000 + 64 * len(object_ids) + 4096
-        too_big = _too_many(max_bytes) if most < source.limits.max_bytes else _too_big(source.limits.max_bytes)
-        most = min(most, source.limits.max_bytes)
+        most, refusal = pack_bound(max_bytes, len(object_ids), source.limits)
         before = partial.pack_names(self.folder)
         with alone(self.lock_file, *reading.inherit), _environment(source.access, source.run_folder) as (env, clean):
             call = replace(reading, env=env, clean=clean, max_file_bytes=most)
             try:
-                with self._bounded(call, too_big) as watch:
+                with bounded(call, refusal) as watch:
                     partial.fetch_blobs(call, object_ids, watch=watch)
             except LimitExceeded:
                 partial.remove_packs(self.folder, partial.pack_names(self.folder) - before)
@@ -328,7 +294,7 @@ class Mirror:
         """Whether the commit and everything in its tree is here, in a partial mirror all of its folders. Reads trees, but
         no file's content.
         """
-        if not any((self.folder / "objects/pack").glob("*.idx")):
+        if not may_have(self.folder, commit):
             return False
         try:
             run(_here(call), "rev-list", "--objects", "--no-walk", "--quiet", *self._only_folders(), commit)
@@ -402,22 +368,6 @@ def _local_errors() -> Iterator[None]:
         if failed.error.local:
             raise failed.error from failed
         raise MirrorCorrupt(detail=failed.error.detail) from failed
-
-
-def _too_big(max_bytes: int) -> LimitExceeded:
-    return LimitExceeded(
-        "GIT_FETCH_MAX_BYTES",
-        f"The commit needs more than {max_bytes} bytes, the limit GIT_FETCH_MAX_BYTES. Make the repository smaller, or "
-        "have the limit raised.",
-    )
-
-
-def _too_many(max_bytes: int) -> LimitExceeded:
-    return LimitExceeded(
-        "BUNDLE_MAX_BYTES",
-        f"The selected files have more than {max_bytes} bytes, the limit BUNDLE_MAX_BYTES. Name fewer folders, or have "
-        "the limit raised.",
-    )
 
 
 def _checked(pattern: re.Pattern[str], text: str, what: str) -> None:

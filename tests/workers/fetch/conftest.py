@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.git_servers import GitServer, Repository, git_server
-from workers.fetch.mirror import FetchLimits, FetchReport, Mirror
+from workers.fetch.limits import FetchLimits
+from workers.fetch.mirror import FetchReport, Mirror
 from workers.fetch.partial import Wish
 from workers.git_environment import RemoteAccess
 

@@ -20,7 +20,8 @@ from workers.fetch.errors import (
     MirrorCorrupt,
     ObjectsRefused,
 )
-from workers.fetch.mirror import FetchLimits, FetchReport, Mirror, Source
+from workers.fetch.limits import FetchLimits
+from workers.fetch.mirror import FetchReport, Mirror, Source
 from workers.fetch.partial import Wish, wish
 from workers.fetch.reader import GitObjectReader
 from workers.git_environment import RemoteAccess
