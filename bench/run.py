@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.frame import OUT
 
 ROOT = Path(__file__).resolve().parent.parent
-QUESTIONS = ("poll_cost", "fetch")
+QUESTIONS = ("poll_cost", "fetch", "push_to_applied", "registration", "fleet", "scale_out")
 
 
 def run(question: str) -> bool:
