@@ -269,6 +269,37 @@ def test_a_repository_that_hangs_leaves_its_place_to_others(engine: LoopEngine, 
         assert [result.error for result in ask.collect().values()] == [None] * 6
 
 
+def test_a_channel_is_closed_at_the_deadline(
+    engine: LoopEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command at the server hears that nobody reads it any more."""
+    monkeypatch.setattr("workers.poll.ssh.CLOSE_SECONDS", 600.0)
+    ended = tmp_path / "ended"
+    with ssh_server(tmp_path / "sshd", {"ForceCommand": f"cat; touch {ended}"}) as server:
+        ask = registered(engine, server, tmp_path)
+        assert ask.cause(timeout=2.0) == "timeout"
+        end = time.monotonic() + 20
+        while not ended.exists() and time.monotonic() < end:
+            turn(engine, 0.05)
+
+        assert ended.exists()
+
+
+def test_nobody_goes_on_connecting_when_the_last_who_waited_is_gone(
+    ask: Asking, engine: LoopEngine, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        url = f"ssh://git@127.0.0.1:{port}/x.git"
+        assert ask.cause(url=url, known_hosts=known(port, tmp_path), timeout=1.0) == "timeout"
+        turn(engine, 0.2)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(10)
+            while peer.recv(1024):
+                pass
+
+
 def test_ten_that_hang_delay_nobody(ask: Asking, engine: LoopEngine, tmp_path: Path) -> None:
     """50 in flight, 10 of them to a server that says nothing."""
     assert ask().error is None
