@@ -1,7 +1,7 @@
 """Polls over ssh: for each question a channel of a kept connection, and no process.
 
-A `git ls-remote` costs this machine some 40 times the CPU, most of it for the handshake of each connection, and git over a
-kept master connection still five times, for starting git and ssh (`bench/ssh_poll.py`).
+asyncssh and not git over a kept master connection, because that starts git and ssh for each question: 11 ms of this machine's
+CPU a poll against 0.8, and 82 for a plain `git ls-remote` with its handshake (`bench/ssh_poll.py`, 50 in flight, 2 cores).
 """
 
 import asyncio
