@@ -24,6 +24,7 @@ HEX_DIGITS = {"sha1": 40, "sha256": 64}
 FLUSH, DELIMITER, RESPONSE_END = 0, 1, 2
 LENGTH = 4
 HEXADECIMAL = frozenset("0123456789abcdef")
+ERROR = b"ERR "
 LENGTH_DIGITS = b"0123456789abcdefABCDEF"
 # What git allows in no name, and what no database or terminal should get from a stranger.
 CONTROL = re.compile(r"[\x00-\x20\x7f]")
@@ -66,8 +67,8 @@ def read_advertisement(data: bytes, *, service: bool) -> Advertisement:
     if not packets:
         return Advertisement(0)
     first = packets[0].rstrip(b"\n")
-    if first.startswith(b"ERR "):
-        raise RemoteSaid(first[4:].decode("utf-8", "replace"))
+    if first.startswith(ERROR):
+        raise RemoteSaid(first.removeprefix(ERROR).decode("utf-8", "replace"))
     if first == b"version 2":
         return _version_2(packets[1:])
     if first.startswith(b"version ") and first != b"version 1":
@@ -181,6 +182,9 @@ def _section(data: bytes) -> tuple[list[bytes], bytes]:
             raise NotGit
         packets.append(data[at + LENGTH : at + size])
         at += size
+    # A server that gives up says why, and ends without a flush.
+    if packets and packets[-1].startswith(ERROR):
+        raise RemoteSaid(packets[-1].removeprefix(ERROR).decode("utf-8", "replace"))
     raise BrokenOff
 
 

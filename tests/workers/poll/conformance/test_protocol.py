@@ -198,10 +198,12 @@ def test_a_name_that_git_forbids_goes_no_further(character: str, ask: Ask) -> No
     ("word", "cause"), [("Repository not found.", "not-found"), ("access denied or repository not exported", "git")]
 )
 @pytest.mark.parametrize("where", ["GET", "POST"])
-def test_what_a_server_says_for_itself(word: str, cause: str, where: str, ask: Ask) -> None:
-    error = pkt(f"ERR {word}\n")
-    get = [discovery(SERVICE + error + FLUSH)] if where == "GET" else V2
-    with stand_in(by_method(GET=get, POST=[result(error + FLUSH)])) as server:
+@pytest.mark.parametrize("end", [b"", FLUSH], ids=["and ends", "and a flush"])
+def test_what_a_server_says_for_itself(word: str, cause: str, where: str, end: bytes, ask: Ask) -> None:
+    """git's own servers end behind such a word, without a flush."""
+    error = pkt(f"ERR {word}\n") + end
+    get = [discovery(SERVICE + error)] if where == "GET" else V2
+    with stand_in(by_method(GET=get, POST=[result(error)])) as server:
         answer = ask(server.url())
 
         assert conclusion(answer, [MAIN]) == cause
@@ -209,10 +211,11 @@ def test_what_a_server_says_for_itself(word: str, cause: str, where: str, ask: A
         assert git_says(server.url(), [MAIN]) is None
 
 
-def test_what_a_server_says_for_itself_is_fit_to_be_shown(ask: Ask) -> None:
-    said = pkt(b"ERR \x1b[31mhello\0\x07" + b"x" * 5000)
+@pytest.mark.parametrize("end", [b"", FLUSH], ids=["and ends", "and a flush"])
+def test_what_a_server_says_for_itself_is_fit_to_be_shown(end: bytes, ask: Ask) -> None:
+    said = pkt(b"ERR \x1b[31mhello\0\x07" + b"x" * 5000) + end
     with stand_in(by_method(GET=V2, POST=[result(said)])) as server:
         answer = ask(server.url())
 
-    assert answer.error is not None
+    assert answer.error is not None and answer.error.cause == "git"
     assert answer.error.message.isprintable() and len(answer.error.message) < 1500
