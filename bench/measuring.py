@@ -139,8 +139,9 @@ def run_whole(
     done = subprocess.run([*command], env=env, capture_output=True, text=True, timeout=patience_seconds, check=False)
     seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
+        # Its reason comes first; what follows is how it fell apart.
         raise RuntimeError(
-            f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}{done.stdout[-500:]}"
+            f"{' '.join(command)} ended with {done.returncode}: {done.stderr[:2000]}{done.stdout[-500:]}"
         )
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Sample(operations, seconds, used), done.stdout
