@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http import HTTPStatus
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
@@ -65,16 +66,14 @@ class Known:
     dumb: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What to send: a POST of `body`, or a GET if that is None."""
 
     url: str
     body: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What came back. `redirect` is the absolute URL of a Location header."""
 
     status: int
@@ -84,8 +83,7 @@ class Answer:
     retry_after_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refs:
+class Refs(NamedTuple):
     """The refs that the server named, {full name: commit}, tags peeled."""
 
     refs: dict[str, str]

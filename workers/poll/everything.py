@@ -3,13 +3,16 @@
 """
 
 import time
+from typing import TYPE_CHECKING
 
 from workers.git_environment import AccessError
 from workers.poll.curl import CurlEngine
 from workers.poll.engine import PollError, PollRequest, PollResult
 from workers.poll.loop import LoopEngine
 from workers.poll.plain import ask_git
-from workers.poll.ssh import SshAsker
+
+if TYPE_CHECKING:
+    from workers.poll.ssh import SshAsker
 
 # For ssh connections to end.
 CLOSE_SECONDS = 5.0
@@ -19,19 +22,27 @@ class RemoteEngine:
     """Made for `limit` requests in flight. Not thread-safe: one session uses it at a time."""
 
     def __init__(self, limit: int) -> None:
-        self._ssh = SshAsker()
+        self._ssh: SshAsker | None = None
         self._loop = LoopEngine(self._ask)
         self._curl = CurlEngine(limit, left_to_git=self._loop.start)
         self._refused: list[PollResult] = []
 
     async def _ask(self, request: PollRequest) -> PollResult:
         if request.access.scheme == "ssh":
-            return await self._ssh.ask(request)
+            return await self._over_ssh().ask(request)
         result = await ask_git(request)
         if result.error is not None:
             # It may speak more by now.
             self._curl.forget(request.access.url)
         return result
+
+    def _over_ssh(self) -> "SshAsker":
+        if self._ssh is None:
+            # Here, because it takes 20 MB that a process without such remotes does not need.
+            from workers.poll.ssh import SshAsker
+
+            self._ssh = SshAsker()
+        return self._ssh
 
     @property
     def in_flight(self) -> int:
@@ -74,5 +85,6 @@ class RemoteEngine:
     def close(self) -> None:
         self.abandon()
         self._curl.close()
-        self._loop.run(self._ssh.close(), CLOSE_SECONDS)
+        if self._ssh is not None:
+            self._loop.run(self._ssh.close(), CLOSE_SECONDS)
         self._loop.close()

@@ -15,7 +15,7 @@ import pycurl
 
 # Up to so many in flight `perform` is the cheaper one; and select(), which it waits with, knows 1024 descriptors.
 FEW = 100
-# Connections that are kept, over all hosts.
+# Connections that are kept, over all hosts, at least. With fewer than are in flight each poll would open its own.
 KEPT_CONNECTIONS = 500
 
 
@@ -40,7 +40,8 @@ class Multi(Protocol):
 
 def multi_for(limit: int) -> Multi:
     """The cheaper one for `limit` transfers in flight."""
-    return FewTransfers() if limit <= FEW else ManyTransfers()
+    kept = max(KEPT_CONNECTIONS, 2 * limit)
+    return FewTransfers(kept) if limit <= FEW else ManyTransfers(kept)
 
 
 def _ended(multi: Any) -> Iterator[tuple[Any, int]]:
@@ -59,9 +60,9 @@ class FewTransfers:
     # Where there is no descriptor to wait for, one looks in again so soon.
     LOOK_SECONDS = 0.01
 
-    def __init__(self) -> None:
+    def __init__(self, kept_connections: int) -> None:
         self._multi: Any = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, KEPT_CONNECTIONS)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, kept_connections)
         self.add = self._multi.add_handle
         self.remove = self._multi.remove_handle
         self.close = self._multi.close
@@ -96,11 +97,11 @@ class FewTransfers:
 class ManyTransfers:
     """Driven by `socket_action`: libcurl says which sockets and which timer it waits for, and one epoll has them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept_connections: int) -> None:
         self._timer_at: float | None = None
         self._epoll = select.epoll()
         self._multi: Any = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, KEPT_CONNECTIONS)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, kept_connections)
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
         self.add = self._multi.add_handle

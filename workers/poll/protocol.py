@@ -20,10 +20,9 @@ logging.getLogger("dulwich").setLevel(logging.ERROR)
 AGENT = b"agent=fleetsync"
 UPLOAD_PACK = b"git-upload-pack"
 PEELED = "^{}"
-HEX_DIGITS = {"sha1": 40, "sha256": 64}
+OBJECT_IDS = {"sha1": re.compile("[0-9a-f]{40}").fullmatch, "sha256": re.compile("[0-9a-f]{64}").fullmatch}
 FLUSH, DELIMITER, RESPONSE_END = 0, 1, 2
 LENGTH = 4
-HEXADECIMAL = frozenset("0123456789abcdef")
 ERROR = b"ERR "
 LENGTH_DIGITS = b"0123456789abcdefABCDEF"
 # What git allows in no name, and what no database or terminal should get from a stranger.
@@ -81,7 +80,7 @@ def _version_2(packets: Sequence[bytes]) -> Advertisement:
     if "ls-refs" not in capabilities:
         raise NotGit
     object_format = capabilities.get("object-format", "sha1")
-    if object_format not in HEX_DIGITS:
+    if object_format not in OBJECT_IDS:
         raise NotGit
     return Advertisement(2, object_format)
 
@@ -149,10 +148,9 @@ def read_refs(data: bytes, object_format: str) -> dict[str, str]:
 
 
 def _checked(refs: dict[str, str], object_format: str) -> dict[str, str]:
-    digits = HEX_DIGITS.get(object_format)
-    for commit in refs.values():
-        if len(commit) != digits or not HEXADECIMAL.issuperset(commit):
-            raise NotGit
+    is_id = OBJECT_IDS.get(object_format)
+    if is_id is None or not all(map(is_id, refs.values())):
+        raise NotGit
     if "" in refs or CONTROL.search("".join(refs)):
         raise NotGit
     return refs

@@ -47,7 +47,20 @@ IDLE = Conversation(PollRequest(0, RemoteAccess(""), (), 0.0, 0), None)
 class Transfer:
     """A libcurl handle and the poll that it works on. Handles are used again: making one costs more than a poll."""
 
-    __slots__ = ("body", "conversation", "curl", "ends_at", "headers", "limit", "private", "size", "started", "tls")
+    __slots__ = (
+        "body",
+        "conversation",
+        "curl",
+        "ends_at",
+        "headers",
+        "limit",
+        "milliseconds",
+        "posted",
+        "private",
+        "size",
+        "started",
+        "tls",
+    )
 
     def __init__(self, authorities: dict[int, str]) -> None:
         self.curl: Any = pycurl.Curl()
@@ -56,6 +69,8 @@ class Transfer:
         self.started = self.ends_at = 0.0
         self.conversation = IDLE
         self.private = False
+        self.milliseconds = 0
+        self.posted: bytes | None = None
         self.headers: tuple[str, bool] | None = None
         self.tls: tuple[str, bool] = ("", False)
         curl = self.curl
@@ -68,6 +83,8 @@ class Transfer:
         curl.setopt(pycurl.USERAGENT, "git/fleetsync")
         curl.setopt(pycurl.TCP_KEEPALIVE, 1)
         curl.setopt(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS)
+        # A question is some hundred bytes, and libcurl keeps this much for each handle.
+        curl.setopt(pycurl.UPLOAD_BUFFERSIZE, 16 * 1024)
         curl.setopt(pycurl.MAXAGE_CONN, KEPT_SECONDS)
         curl.setopt(pycurl.WRITEFUNCTION, self._write)
         curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
@@ -128,13 +145,18 @@ class Transfer:
         self.private = False
         # Bytes, because pycurl takes a string for ASCII.
         curl.setopt(pycurl.URL, ask.url.encode())
-        curl.setopt(pycurl.TIMEOUT_MS, max(1, int((self.ends_at - now) * 1000)))
+        # libcurl remembers what it was told, and telling it takes time.
+        milliseconds = max(1, round((self.ends_at - now) * 1000))
+        if milliseconds != self.milliseconds:
+            curl.setopt(pycurl.TIMEOUT_MS, milliseconds)
+            self.milliseconds = milliseconds
         is_get = ask.body is None
         if is_get:
             curl.setopt(pycurl.HTTPGET, 1)
             curl.setopt(pycurl.ACCEPT_ENCODING, "gzip")
-        else:
+        elif ask.body is not self.posted:
             curl.setopt(pycurl.POSTFIELDS, ask.body)
+        self.posted = ask.body
         headers = (authorization_header(self.request.access), is_get)
         if headers != self.headers:
             words = [*(GET_HEADERS if is_get else POST_HEADERS), *([headers[0]] if headers[0] else [])]
