@@ -179,7 +179,7 @@ class SshConnections:
         finally:
             with suppress(ValueError):
                 pool.waiting.remove(waiting)
-            if pool.opening and not pool.waiting and not place.done():
+            if pool.opening and not pool.waiting and place.cancelled():
                 # Nobody waits for it any more.
                 pool.opening.cancel()
                 pool.opening = None
