@@ -9,17 +9,28 @@ import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
+from urllib.request import proxy_bypass_environment
 
 from repos.addresses import address_is_allowed
-from workers.git_environment import PROXY_VARIABLES, AccessError, RemoteAccess
+from workers.git_environment import AccessError, RemoteAccess
+
+# As libcurl reads them: HTTP_PROXY in capitals is not among them, because a web server sets that from a header.
+PROXIES = {
+    "http": ("http_proxy", "all_proxy", "ALL_PROXY"),
+    "https": ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
+}
 
 
 def connects_directly(access: RemoteAccess) -> bool:
     """Whether this machine resolves the host's name: not for a file, and not where a proxy does."""
-    proxied = access.scheme in ("https", "http") and any(
-        os.environ.get(name) for name in PROXY_VARIABLES if not name.lower().startswith("no_")
-    )
-    return access.scheme != "file" and not proxied
+    if access.scheme not in PROXIES:
+        return access.scheme != "file"
+    if not any(os.environ.get(name) for name in PROXIES[access.scheme]):
+        return True
+    # Read as Python does, which knows names and suffixes, and no networks: a host that libcurl alone excepts by its network
+    # is taken for one behind the proxy.
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    return bool(proxy_bypass_environment(access.host[0], {"no": excepted}))
 
 
 def with_allowed(access: RemoteAccess, found: Iterable[Any]) -> RemoteAccess:

@@ -7,7 +7,7 @@ import pytest
 from pytest_django import Settings
 
 from workers.addresses import connects_directly, resolved, with_allowed
-from workers.git_environment import AccessError, RemoteAccess
+from workers.git_environment import PROXY_VARIABLES, AccessError, RemoteAccess
 
 SHOP = RemoteAccess("https://git.example.com/shop.git")
 
@@ -62,3 +62,27 @@ def test_a_file_and_what_goes_through_a_proxy_are_not_resolved_here(monkeypatch:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
     assert not connects_directly(SHOP)
     assert connects_directly(RemoteAccess("ssh://git@git.example.com/shop.git"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "directly"),
+    [
+        ({"https_proxy": "http://p:1", "no_proxy": "git.example.com"}, "https://git.example.com/shop.git", True),
+        ({"https_proxy": "http://p:1", "NO_PROXY": ".example.com"}, "https://git.example.com:8443/shop.git", True),
+        ({"https_proxy": "http://p:1", "no_proxy": "other.example.com"}, "https://git.example.com/shop.git", False),
+        ({"all_proxy": "http://p:1", "no_proxy": "*"}, "https://git.example.com/shop.git", True),
+        ({"all_proxy": "http://p:1"}, "http://git.example.com/shop.git", False),
+        ({"https_proxy": "http://p:1"}, "http://git.example.com/shop.git", True),
+        ({"HTTP_PROXY": "http://p:1"}, "http://git.example.com/shop.git", True),
+        ({"no_proxy": "other.example.com"}, "https://git.example.com/shop.git", True),
+    ],
+)
+def test_a_host_that_needs_no_proxy_is_checked_here(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], url: str, directly: bool
+) -> None:
+    for name in (*PROXY_VARIABLES, "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert connects_directly(RemoteAccess(url)) is directly
