@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass
 
 from repos.addresses import address_is_allowed
 from workers.git_environment import AccessError, RemoteAccess
@@ -30,7 +30,7 @@ def connects_directly(access: RemoteAccess) -> bool:
     # Read as Python does, which knows names and suffixes, and no networks: a host that libcurl alone excepts by its network
     # is taken for one behind the proxy.
     excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    return bool(proxy_bypass_environment(access.host[0], {"no": excepted}))
+    return bool(proxy_bypass(access.host[0], {"no": excepted}))
 
 
 def with_allowed(access: RemoteAccess, found: Iterable[Any]) -> RemoteAccess:
