@@ -110,9 +110,12 @@ def write_fleet(running: Installation, case: Case, ports: tuple[int, ...], inter
 
 
 def spread(running: Installation, interval: int) -> None:
-    """Due over the interval from now on: writing the rows took its time."""
+    """Due over the interval from now on: writing the rows took its time. Locked in the order of their keys, because workers
+    are at work already.
+    """
     running.stack.sql(
-        "UPDATE repos_remote SET next_poll_at = clock_timestamp() + random() * %s * interval '1 second', wait_seconds = %s",
+        "WITH locked AS MATERIALIZED (SELECT id FROM repos_remote ORDER BY id FOR UPDATE) UPDATE repos_remote SET next_poll_at = clock_timestamp() + random() * %s * interval '1 second', wait_seconds = %s "
+        "FROM locked WHERE repos_remote.id = locked.id",
         interval,
         interval,
     )
