@@ -114,7 +114,8 @@ def spread(running: Installation, interval: int) -> None:
     are at work already.
     """
     running.stack.sql(
-        "WITH locked AS MATERIALIZED (SELECT id FROM repos_remote ORDER BY id FOR UPDATE) UPDATE repos_remote SET next_poll_at = clock_timestamp() + random() * %s * interval '1 second', wait_seconds = %s "
+        "WITH locked AS MATERIALIZED (SELECT id FROM repos_remote ORDER BY id FOR UPDATE) "
+        "UPDATE repos_remote SET next_poll_at = clock_timestamp() + random() * %s * interval '1 second', wait_seconds = %s "
         "FROM locked WHERE repos_remote.id = locked.id",
         interval,
         interval,
