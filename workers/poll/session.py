@@ -1,7 +1,7 @@
 """A poll session: keep a number of requests in flight, claim only into free slots, write results a few times a second.
 
-A server that hangs holds its own slot until its own deadline, and nobody else's. Claims and writes cost the database and
-this process nearly the same for one row as for fifty, so both wait, for a fraction of a second, for company.
+A server that hangs holds its own slot until its own deadline, and nobody else's. Claims and writes cost nearly the same for
+one row as for fifty, so what nobody waits for waits a moment for company: a second to be claimed, half of one to be written.
 """
 
 import time
@@ -17,16 +17,23 @@ from fleetsync.stopping import drain_seconds
 from repos.fields import SecretUnreadable
 from repos.leases import give_back
 from workers.access import access_of
-from workers.poll.claim import ClaimedRemote, claim_remotes, claim_suspect, is_any_due
+from workers.poll.claim import ClaimedRemote, claim_remotes, claim_suspect, due_and_awaited
 from workers.poll.engine import Engine, PollError, PollRequest, PollResult
 from workers.poll.results import store
 
 log = structlog.get_logger(__name__)
 
-FLUSH_SECONDS = 0.25
+CLAIM_SECONDS = 1.0
+FLUSH_SECONDS = 0.5
 FLUSH_ROWS = 200
+# Between two looks whether somebody waits for a poll, or for the answer to one.
+LOOK_SECONDS = 0.25
+URGENT_SECONDS = 0.1
+WAIT_SECONDS = 0.125
 # What has been in flight for longer is no longer counted among the slots that come back soon.
 SLOW_SECONDS = 1.0
+# A claim of fewer rows leaves what comes next to the next tick and its session.
+BUSY_ROWS = 8
 # The part of a session's budget in which it tries suspects, one at a time with nothing beside it. Then come the others:
 # suspects that answer slowly must not keep them waiting.
 PROBATION_PART = 0.25
@@ -50,10 +57,12 @@ class Session:
         self.give_up_at: float | None = None
         self.claimed: dict[int, ClaimedRemote] = {}
         self.answers: list[tuple[ClaimedRemote, PollResult]] = []
-        self.next_claim = self.next_flush = 0.0
-        # Whether something was due or was polled since the last claim, whether that found as much as there was room for, and
-        # whether more was due than hosts had room for.
-        self.found_work = self.found_more = self.hosts_are_full = False
+        self.next_claim = self.next_look = self.last_flush = 0.0
+        # Whether something was due at the last claim or was written since, whether that claim was worth going on for, whether
+        # it found as much as there was room for, and whether more was due than hosts had room for.
+        self.found_work = self.is_busy = self.found_more = self.hosts_are_full = False
+        # Somebody waits for an answer that is there.
+        self.is_urgent = False
         self.polled = 0
 
     def run(self) -> SessionReport:
@@ -61,19 +70,37 @@ class Session:
         while True:
             now = time.monotonic()
             may_claim = now < self.claim_until and not self.stopping()
-            if may_claim and (now >= self.next_claim or self._has_room(now)):
+            if may_claim and self._is_time_to_claim(now):
                 self._claim(now)
             if not self.claimed and not self.answers:
                 if not may_claim or not self.found_work:
                     return SessionReport(self.polled, time.monotonic() - self.started)
-                # Where something was due, something will be: another session would begin at the next tick.
-                time.sleep(max(0.0, self.next_claim - now))
+                if self.is_busy:
+                    # Where much was due, more will be.
+                    time.sleep(max(0.0, min(self.next_claim, self.next_look) - time.monotonic()))
+                else:
+                    self.next_claim = 0.0
                 continue
-            for result in self.engine.wait(FLUSH_SECONDS / 2):
-                self.answers.append((self.claimed.pop(result.key), result))
+            for result in self.engine.wait(WAIT_SECONDS):
+                self._collect(result)
             self._flush_if_time()
             if self.claimed and self.stopping():
                 self._give_up_if_time()
+
+    def _collect(self, result: PollResult) -> None:
+        claimed = self.claimed.pop(result.key)
+        self.answers.append((claimed, result))
+        self.is_urgent = self.is_urgent or claimed.is_awaited
+
+    def _is_time_to_claim(self, now: float) -> bool:
+        if now >= self.next_claim or self._has_room(now):
+            return True
+        free = self.limit - len(self.claimed)
+        if now < self.next_look or self.holds_suspect or not free:
+            return False
+        self.next_look = now + LOOK_SECONDS
+        awaited = due_and_awaited(free)
+        return len(awaited) == free or any(awaited)
 
     def _has_room(self, now: float) -> bool:
         """Whether more is due, and half of the slots that come back soon are free."""
@@ -104,16 +131,17 @@ class Session:
             for claimed in batch:
                 self._start(claimed)
         if self.holds_suspect:
-            self.found_work, self.next_claim = True, now
+            self.found_work, self.is_busy = True, False
             return
         free = self.limit - len(self.claimed)
         batch = claim_remotes(free) if free > 0 else []
         for claimed in batch:
             self._start(claimed)
         if free > 0:
-            self.found_work, self.found_more = bool(batch), len(batch) == free
-            self.hosts_are_full = len(batch) < free and bool(self.claimed or self.answers) and is_any_due()
-        self.next_claim = now + FLUSH_SECONDS
+            self.found_work, self.is_busy = bool(batch), len(batch) >= BUSY_ROWS
+            self.found_more = len(batch) == free
+            self.hosts_are_full = len(batch) < free and bool(self.claimed or self.answers) and bool(due_and_awaited(1))
+        self.next_claim, self.next_look = now + CLAIM_SECONDS, now + LOOK_SECONDS
 
     def _start(self, claimed: ClaimedRemote) -> None:
         if not claimed.follows:
@@ -140,13 +168,19 @@ class Session:
         )
 
     def _flush_if_time(self) -> None:
-        now = time.monotonic()
-        if self.answers and (now >= self.next_flush or not self.claimed or len(self.answers) >= FLUSH_ROWS):
-            answers, self.answers = self.answers, []
+        if not self.answers:
+            return
+        waited = time.monotonic() - self.last_flush
+        if (
+            not self.claimed
+            or waited >= (URGENT_SECONDS if self.is_urgent else FLUSH_SECONDS)
+            or len(self.answers) >= FLUSH_ROWS
+        ):
+            answers, self.answers, self.is_urgent = self.answers, [], False
             self.polled += len(answers)
             hit("poll.store", " ".join(claimed.remote.url for claimed, _ in answers))
             store(answers)
-            self.next_flush = time.monotonic() + FLUSH_SECONDS
+            self.last_flush = time.monotonic()
             # What was woken meanwhile is due again.
             self.found_work = True
             if self.hosts_are_full:
