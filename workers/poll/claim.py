@@ -3,7 +3,7 @@
 import random
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -22,6 +22,9 @@ from repos.remotes import patience
 from repos.statements import THEN, among, fetched, rows_of
 
 log = structlog.get_logger(__name__)
+
+# What has been due for longer was due when the last claim looked.
+LEFT_BEHIND = timedelta(seconds=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,11 @@ def due_and_awaited(most: int) -> list[bool]:
     """For each due remote that is no suspect, `most` of them at most, whether somebody waits for its poll."""
     found = rows_of(_oldest_due, database_now(), most, longest_lease_seconds())
     return [answered < wakes for answered, wakes in found]
+
+
+def are_hosts_full() -> bool:
+    """Asked right after a claim that found less than there was room for: whether it had to leave something."""
+    return bool(rows_of(_oldest_due, database_now() - LEFT_BEHIND, 1, longest_lease_seconds()))
 
 
 def claim_suspect() -> list[ClaimedRemote]:

@@ -17,7 +17,7 @@ from fleetsync.stopping import drain_seconds
 from repos.fields import SecretUnreadable
 from repos.leases import give_back
 from workers.access import access_of
-from workers.poll.claim import ClaimedRemote, claim_remotes, claim_suspect, due_and_awaited
+from workers.poll.claim import ClaimedRemote, are_hosts_full, claim_remotes, claim_suspect, due_and_awaited
 from workers.poll.engine import Engine, PollError, PollRequest, PollResult
 from workers.poll.results import store
 
@@ -140,7 +140,7 @@ class Session:
         if free > 0:
             self.found_work, self.is_busy = bool(batch), len(batch) >= BUSY_ROWS
             self.found_more = len(batch) == free
-            self.hosts_are_full = len(batch) < free and bool(self.claimed or self.answers) and bool(due_and_awaited(1))
+            self.hosts_are_full = len(batch) < free and bool(self.claimed or self.answers) and are_hosts_full()
         self.next_claim, self.next_look = now + CLAIM_SECONDS, now + LOOK_SECONDS
 
     def _start(self, claimed: ClaimedRemote) -> None:

@@ -15,6 +15,7 @@ from repos.leases import database_now
 from repos.models import Credential, GitRepo, Remote
 from tests.core import MAIN, adopt_all, fresh, later, register
 from tests.git_servers import GitServer, Repository, git_server
+from workers.poll.claim import are_hosts_full
 from workers.poll.engine import PollRequest, PollResult
 from workers.poll.everything import RemoteEngine
 from workers.poll.session import (
@@ -370,3 +371,15 @@ def test_an_answer_that_somebody_waits_for_is_written_soon(is_awaited: bool) -> 
     session._flush_if_time()
 
     assert bool(session.answers) != is_awaited
+
+
+@pytest.mark.parametrize(("due_seconds", "is_left"), [(-5.0, True), (-0.001, False), (5.0, False)])
+def test_what_a_claim_left_is_told_from_what_became_due_after_it(due_seconds: float, is_left: bool) -> None:
+    gitrepo = register()
+    now = database_now()
+    Remote.objects.filter(pk=gitrepo.remote_id).update(**Remote.due_in(now, due_seconds))
+    started = time.monotonic()
+
+    asked = are_hosts_full()
+
+    assert asked == is_left or time.monotonic() - started > 0.09  # a machine so slow that it became old meanwhile
