@@ -32,6 +32,11 @@ URGENT_SECONDS = 0.1
 WAIT_SECONDS = 0.125
 # What has been in flight for longer is no longer counted among the slots that come back soon.
 SLOW_SECONDS = 1.0
+# Servers that answer faster have emptied all slots before the next claim is done: then a claim waits for nearly all of them.
+FAST_SECONDS = 0.05
+ROOM, ROOM_FAST = 0.5, 0.9
+# The weight of one answer in what answers typically take.
+ANSWER_WEIGHT = 0.1
 # A claim of fewer rows leaves what comes next to the next tick and its session.
 BUSY_ROWS = 8
 # The part of a session's budget in which it tries suspects, one at a time with nothing beside it. Then come the others:
@@ -61,6 +66,7 @@ class Session:
         # Whether something was due at the last claim or was written since, whether that claim was worth going on for, whether
         # it found as much as there was room for, and whether more was due than hosts had room for.
         self.found_work = self.is_busy = self.found_more = self.hosts_are_full = False
+        self.typical_seconds = FAST_SECONDS
         # Somebody waits for an answer that is there.
         self.is_urgent = False
         self.polled = 0
@@ -91,6 +97,7 @@ class Session:
         claimed = self.claimed.pop(result.key)
         self.answers.append((claimed, result))
         self.is_urgent = self.is_urgent or claimed.is_awaited
+        self.typical_seconds += ANSWER_WEIGHT * (result.seconds - self.typical_seconds)
 
     def _is_time_to_claim(self, now: float) -> bool:
         if now >= self.next_claim or self._has_room(now):
@@ -103,12 +110,13 @@ class Session:
         return len(awaited) == free or any(awaited)
 
     def _has_room(self, now: float) -> bool:
-        """Whether more is due, and half of the slots that come back soon are free."""
+        """Whether more is due, and enough of the slots that come back soon are free."""
         if not self.found_more or len(self.claimed) == self.limit:
             return False
         # In the order of their claims, the oldest first.
         slow = sum(1 for _ in takewhile(lambda claimed: claimed.begun < now - SLOW_SECONDS, self.claimed.values()))
-        return 2 * (self.limit - len(self.claimed)) >= self.limit - slow
+        room = ROOM_FAST if self.typical_seconds < FAST_SECONDS else ROOM
+        return self.limit - len(self.claimed) >= room * (self.limit - slow)
 
     def _give_up_if_time(self) -> None:
         """Give back what is still in flight a while after the process was asked to stop. It stays due, so that another

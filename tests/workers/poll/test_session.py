@@ -260,7 +260,8 @@ def test_an_edit_during_the_poll_is_answered_by_the_next_one(poll: Poll, tmp_pat
 class OneByOne:
     """An engine that answers one request at a time, and does something once before the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.25) -> None:
+        self.seconds = seconds
         self.requests: list[PollRequest] = []
         self.when_empty: Callable[[], object] = int
 
@@ -278,7 +279,7 @@ class OneByOne:
         if not self.requests:
             self.when_empty()
             self.when_empty = int
-        return [PollResult(request.key, 0.0, {MAIN: "a" * 40})]
+        return [PollResult(request.key, self.seconds, {MAIN: "a" * 40})]
 
     def abandon(self) -> None:
         self.requests = []
@@ -301,13 +302,17 @@ def watched(limit: int, engine: OneByOne | None = None) -> Watched:
     return session
 
 
-def test_a_claim_waits_until_half_of_the_slots_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seconds", "found"), [(0.25, [10, 5, 5, 0, 0]), (0.001, [10, 9, 1, 0])])
+def test_a_claim_waits_for_half_of_the_slots_and_for_nearly_all_where_answers_are_quick(
+    seconds: float, found: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("workers.poll.session.CLAIM_SECONDS", 1000.0)
     monkeypatch.setattr("workers.poll.session.LOOK_SECONDS", 1000.0)
-    for number in range(12):
+    # The last claim finds little, so that the session does not wait for more.
+    for number in range(20):
         register(f"r{number}", url=f"https://git.example.com/r{number}.git")
 
-    assert watched(limit=6).found == [6, 3, 3, 0, 0]
+    assert watched(10, OneByOne(seconds)).found == found
 
 
 def test_slots_that_hang_do_not_count_among_those_that_come_back() -> None:
