@@ -58,8 +58,17 @@ def wanting() -> Q:
 
 def wanted_interval_seconds(remote: Remote) -> float | None:
     """The shortest interval that a follower wants, its own backoff for a missing ref included; None if none wants any."""
-    wishes = GitRepo.objects.filter(wanting(), remote=remote).values_list("interval_seconds", "ref_failures").distinct()
-    return min((backoff_seconds(i, f, settings.GITREPO_BACKOFF_CAP) for i, f in wishes.order_by()), default=None)
+    return wanted_intervals([remote.pk]).get(remote.pk)
+
+
+def wanted_intervals(remotes: Iterable[int]) -> dict[int, float]:
+    """The shortest interval that a follower of each remote wants, by the remotes' keys; nothing where none wants any."""
+    wishes = GitRepo.objects.filter(wanting(), remote__in=list(remotes)).order_by()
+    found: dict[int, float] = {}
+    for remote, interval, failures in wishes.values_list("remote_id", "interval_seconds", "ref_failures").distinct():
+        wish = backoff_seconds(interval, failures, settings.GITREPO_BACKOFF_CAP)
+        found[remote] = min(wish, found.get(remote, wish))
+    return found
 
 
 def patience(host_ids: Iterable[int], now: datetime) -> dict[tuple[int, int], datetime]:
