@@ -167,22 +167,13 @@ def test_no_host_is_asked_more_at_once_than_it_may(
     server.behaviour.delay_seconds = 0.2
     for number in range(6):
         register(f"r{number}", url=server.url(repository(tmp_path, f"r{number}")))
-    most = 0
-    running = Session(RemoteEngine(50), limit=50, budget_seconds=20, stopping=lambda: False)
-    while True:
-        now = time.monotonic()
-        if now >= running.next_claim:
-            running._claim(now)
-        most = max(most, running.engine.in_flight)
-        if not running.claimed and not running.answers:
-            break
-        for result in running.engine.wait(0.1):
-            running.answers.append((running.claimed.pop(result.key), result))
-        running._flush_if_time()
+    running = Watched(RemoteEngine(50), limit=50, budget_seconds=20, stopping=lambda: False)
+
+    running.run()
     running.engine.close()
 
     assert running.polled == 6
-    assert most == 2
+    assert running.most == 2
 
 
 def test_a_session_that_is_to_stop_claims_nothing_more_and_finishes_what_it_has(poll: Poll, tmp_path: Path) -> None:
@@ -288,12 +279,15 @@ class OneByOne:
 
 
 class Watched(Session):
-    """Remembers how many each claim found."""
+    """Remembers how many each claim found, and how many were in flight at most."""
+
+    most = 0
 
     def _claim(self, now: float) -> None:
         before = len(self.claimed)
         super()._claim(now)
         self.found = [*getattr(self, "found", []), len(self.claimed) - before]
+        self.most = max(self.most, self.engine.in_flight)
 
 
 def watched(limit: int, engine: OneByOne | None = None) -> Watched:
