@@ -37,8 +37,10 @@ FAST_SECONDS = 0.05
 ROOM, ROOM_FAST = 0.5, 0.9
 # The weight of one answer in what answers typically take.
 ANSWER_WEIGHT = 0.1
-# A claim of fewer rows leaves what comes next to the next tick and its session.
+# After a claim of so many rows a session goes on for so long: another one would begin at the next tick, or at once, to find
+# as little. What comes after smaller ones is left to it.
 BUSY_ROWS = 8
+BUSY_SECONDS = 2.0
 # The part of a session's budget in which it tries suspects, one at a time with nothing beside it. Then come the others:
 # suspects that answer slowly must not keep them waiting.
 PROBATION_PART = 0.25
@@ -62,10 +64,13 @@ class Session:
         self.give_up_at: float | None = None
         self.claimed: dict[int, ClaimedRemote] = {}
         self.answers: list[tuple[ClaimedRemote, PollResult]] = []
-        self.next_claim = self.next_look = self.last_flush = 0.0
-        # Whether something was due at the last claim or was written since, whether that claim was worth going on for, whether
-        # it found as much as there was room for, and whether more was due than hosts had room for.
-        self.found_work = self.is_busy = self.found_more = self.hosts_are_full = False
+        self.next_claim = self.next_look = 0.0
+        self.last_flush = self.started
+        # Whether something was due at the last claim or was written since, whether that claim found as much as there was room
+        # for, and whether more was due than hosts had room for.
+        self.found_work = self.found_more = self.hosts_are_full = False
+        # Until when the session goes on though nothing is due.
+        self.busy_until = 0.0
         self.typical_seconds = FAST_SECONDS
         # Somebody waits for an answer that is there.
         self.is_urgent = False
@@ -75,15 +80,17 @@ class Session:
         """Poll until nothing is due or the budget is over, then until the last request in flight has ended."""
         while True:
             now = time.monotonic()
-            may_claim = now < self.claim_until and not self.stopping()
+            may_claim = self._may_claim()
             if may_claim and self._is_time_to_claim(now):
                 self._claim(now)
             if not self.claimed and not self.answers:
-                if not may_claim or not self.found_work:
-                    return SessionReport(self.polled, time.monotonic() - self.started)
-                if self.is_busy:
+                now = time.monotonic()
+                is_busy = now < self.busy_until
+                if not may_claim or not (self.found_work or is_busy):
+                    return SessionReport(self.polled, now - self.started)
+                if is_busy:
                     # Where much was due, more will be.
-                    time.sleep(max(0.0, min(self.next_claim, self.next_look) - time.monotonic()))
+                    time.sleep(max(0.0, min(self.next_claim, self.next_look, self.busy_until) - now))
                 else:
                     self.next_claim = 0.0
                 continue
@@ -98,6 +105,9 @@ class Session:
         self.answers.append((claimed, result))
         self.is_urgent = self.is_urgent or claimed.is_awaited
         self.typical_seconds += ANSWER_WEIGHT * (result.seconds - self.typical_seconds)
+
+    def _may_claim(self) -> bool:
+        return time.monotonic() < self.claim_until and not self.stopping()
 
     def _is_time_to_claim(self, now: float) -> bool:
         if now >= self.next_claim or self._has_room(now):
@@ -139,15 +149,16 @@ class Session:
             for claimed in batch:
                 self._start(claimed)
         if self.holds_suspect:
-            self.found_work, self.is_busy = True, False
+            self.found_work = True
             return
         free = self.limit - len(self.claimed)
         batch = claim_remotes(free) if free > 0 else []
         for claimed in batch:
             self._start(claimed)
         if free > 0:
-            self.found_work, self.is_busy = bool(batch), len(batch) >= BUSY_ROWS
-            self.found_more = len(batch) == free
+            self.found_work, self.found_more = bool(batch), len(batch) == free
+            if len(batch) >= BUSY_ROWS:
+                self.busy_until = time.monotonic() + BUSY_SECONDS
             self.hosts_are_full = len(batch) < free and bool(self.claimed or self.answers) and are_hosts_full()
         self.next_claim, self.next_look = now + CLAIM_SECONDS, now + LOOK_SECONDS
 
@@ -180,7 +191,7 @@ class Session:
             return
         waited = time.monotonic() - self.last_flush
         if (
-            not self.claimed
+            (not self.claimed and not (self.found_more and self._may_claim()))
             or waited >= (URGENT_SECONDS if self.is_urgent else FLUSH_SECONDS)
             or len(self.answers) >= FLUSH_ROWS
         ):

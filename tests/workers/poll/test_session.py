@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 from django.db import connections
+from django.db.models import F
 from pytest_django import Settings
 
 from repos import registration
@@ -289,6 +290,12 @@ class Watched(Session):
         self.found = [*getattr(self, "found", []), len(self.claimed) - before]
         self.most = max(self.most, self.engine.in_flight)
 
+    def _flush_if_time(self) -> None:
+        before = self.polled
+        super()._flush_if_time()
+        if self.polled > before:
+            self.written = [*getattr(self, "written", []), self.polled - before]
+
 
 def watched(limit: int, engine: OneByOne | None = None) -> Watched:
     session = Watched(engine or OneByOne(), limit=limit, budget_seconds=20, stopping=lambda: False)
@@ -339,7 +346,7 @@ def test_where_little_was_due_the_rest_is_left_to_the_next_tick(due: int, is_bus
 
     session._claim(0.0)
 
-    assert session.is_busy == is_busy
+    assert (session.busy_until > time.monotonic()) == is_busy
 
 
 def test_somebody_who_waits_is_claimed_before_the_rest_is_due_for_it() -> None:
@@ -382,3 +389,25 @@ def test_what_a_claim_left_is_told_from_what_became_due_after_it(due_seconds: fl
     asked = are_hosts_full()
 
     assert asked == is_left or time.monotonic() - started > 0.09  # a machine so slow that it became old meanwhile
+
+
+def test_answers_are_written_together_while_more_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.poll.session.FLUSH_SECONDS", 1000.0)
+    for number in range(12):
+        register(f"r{number}", url=f"https://git.example.com/r{number}.git")
+    Remote.objects.update(answered=F("wakes"))
+
+    assert watched(1).written == [12]
+
+
+def test_what_is_answered_when_nothing_more_may_be_claimed_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.poll.session.FLUSH_SECONDS", 1000.0)
+    for number in range(4):
+        register(f"r{number}", url=f"https://git.example.com/r{number}.git")
+    Remote.objects.update(answered=F("wakes"))
+    session = Watched(OneByOne(), limit=2, budget_seconds=20, stopping=lambda: False)
+    session._claim(0.0)
+    session.claim_until = 0.0
+
+    assert session.run().polled == 2
+    assert session.written == [2]
