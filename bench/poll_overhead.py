@@ -1,10 +1,11 @@
 """What a poll costs besides the asking: claim, store, schedule, log, and PostgreSQL's part of it.
 
     python bench/poll_overhead.py [--remotes 10000] [--hosts 100] [--interval 60] [--latency 0.25] [--seconds 30]
-                                  [--all-due] [--profile]
+                                  [--all-due] [--profile] [--asking]
 
 One process runs poll sessions as a worker's child does, over an engine that asks nobody and answers from memory after
-`--latency` seconds, on a PostgreSQL of its own. `--all-due`: everything is due at once, as after downtime.
+`--latency` seconds, on a PostgreSQL of its own. `--all-due`: everything is due at once, as after downtime. `--asking`: the
+real engine asks a server that answers from memory, and counts.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psycopg
 
 from bench.installation import Usage, below, usage_of
+from bench.servers import MAIN, MAIN_COMMIT, git_server
 
 CHILD = "OVERHEAD_POSTMASTER"
 
@@ -88,23 +91,29 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--all-due", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--asking", action="store_true")
     options = parser.parse_args()
-    make_fleet(
-        options.remotes,
-        lambda n: f"http://h{n % options.hosts}.example.com/team/r{n}.git",
-        refs_of,
-        interval_seconds=options.interval,
-    )
+    if not options.asking:
+        measure(
+            options, FromMemory(options.latency), lambda n: f"http://h{n % options.hosts}.example.com/team/r{n}.git"
+        )
+        return
+    with git_server(delay_ms=int(options.latency * 1000), ports=options.hosts) as answering:
+        measure(options, RemoteEngine(options.limit), lambda n: answering.url(f"team/r{n}.git", n))
+
+
+def measure(options: argparse.Namespace, engine: "Engine", url_of: Callable[[int], str]) -> None:
+    refs = (lambda _: {MAIN: MAIN_COMMIT}) if options.asking else refs_of
+    make_fleet(options.remotes, url_of, refs, interval_seconds=options.interval)
     now = database_now()
     if options.all_due:
         Remote.objects.update(next_poll_at=F("next_poll_at") - timedelta(seconds=options.interval), wait_seconds=0)
-    engine = FromMemory(options.latency)
     profile = cProfile.Profile()
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_statements_reset()")
     server = int(os.environ[CHILD])
     mine, theirs = usage_of(os.getpid()).seconds, whole(server)
-    began, engines = time.monotonic(), engine.cpu_seconds
+    began, engines = time.monotonic(), getattr(engine, "cpu_seconds", 0.0)
     polled = sessions = 0
     if options.profile:
         profile.enable()
@@ -117,7 +126,7 @@ def main() -> None:
     profile.disable()
     seconds = time.monotonic() - began
     mine, theirs = usage_of(os.getpid()).seconds - mine, whole(server) - theirs
-    engines = engine.cpu_seconds - engines
+    engines = getattr(engine, "cpu_seconds", 0.0) - engines
     lags = sorted(
         lag or 0.0 for lag in Remote.objects.filter(last_poll_at__gte=now).values_list("last_lag_seconds", flat=True)
     )
@@ -150,6 +159,7 @@ def with_postgresql() -> int:
             DATA_DIR=folder,
             LOG_FORMAT="json",
             GIT_ALLOW_HTTP="on",
+            GIT_ALLOWED_NETWORKS="127.0.0.0/8",
             REDIS_URL=f"redis+socket://{folder}/nobody.sock",
         )
         from tests.postgresql import PostgreSQL
@@ -182,7 +192,8 @@ if __name__ == "__main__":
     from bench.rows import make_fleet
     from repos.leases import database_now
     from repos.models import Remote
-    from workers.poll.engine import PollRequest, PollResult
+    from workers.poll.engine import Engine, PollRequest, PollResult
+    from workers.poll.everything import RemoteEngine
     from workers.poll.session import Session
 
     call_command("migrate", verbosity=0)

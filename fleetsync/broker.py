@@ -49,6 +49,9 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 worker_max_memory_per_child = 400_000
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
+# Celery would connect to the database anew for each task, which costs as much as the tick itself. Instead each task begins
+# with a look at the connection, as each request does (fleetsync/celery.py). Only this name of the setting is read.
+CELERY_DB_REUSE_MAX = 10**12
 enable_utc = True
 timezone = "UTC"
 imports = ["workers.tasks"]

@@ -5,7 +5,7 @@ import signal
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, setup_logging, worker_init, worker_process_init
+from celery.signals import beat_init, setup_logging, task_prerun, worker_init, worker_process_init
 from kombu import Exchange, Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleetsync.settings")
@@ -40,6 +40,14 @@ def _begin_child(**_: Any) -> None:
 
     connections.close_all()
     die_with_parent(signal.SIGKILL, os.getppid())
+
+
+@task_prerun.connect
+def _drop_old_connections(**_: Any) -> None:
+    """A task goes on with the last one's database connection, unless that is broken, or older than CONN_MAX_AGE."""
+    from django.db import close_old_connections
+
+    close_old_connections()
 
 
 @worker_init.connect

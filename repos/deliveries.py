@@ -3,7 +3,7 @@
 Every function runs in the caller's transaction, with the GitRepo's row locked, so that two of them never interleave.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -25,8 +25,19 @@ def matched_clusters(gitrepo: GitRepo) -> list[Cluster]:
     """The clusters that the GitRepo's targets match now."""
     if not gitrepo.targets or gitrepo.deleted_at is not None:
         return []
-    groups = group_selectors()
-    return [c for c in Cluster.objects.only("pk", "name", "labels") if is_target(gitrepo.targets, c, groups)]
+    return matcher()(gitrepo)
+
+
+def matcher() -> Callable[[GitRepo], list[Cluster]]:
+    """Says of each GitRepo, with the clusters and groups of this moment, which clusters its targets match."""
+    groups, clusters = group_selectors(), list(Cluster.objects.only("pk", "name", "labels"))
+
+    def matched(gitrepo: GitRepo) -> list[Cluster]:
+        if gitrepo.deleted_at is not None:
+            return []
+        return [cluster for cluster in clusters if gitrepo.targets and is_target(gitrepo.targets, cluster, groups)]
+
+    return matched
 
 
 def due_columns(gitrepo: GitRepo, now: datetime) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -19,8 +18,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import structlog
 from django.conf import settings
 from django.db import connection, connections, models, transaction
-from django.db.models import Case, Count, F, Q, Value, When, Window, prefetch_related_objects
-from django.db.models.functions import RowNumber
+from django.db.models import Case, F, Q, When
 
 from fleetsync.failpoints import hit
 
@@ -62,8 +60,6 @@ LEASE_SLACK_SECONDS = 5.0
 # How often a renewer looks whether its process is to stop.
 LOOK_SECONDS = 0.5
 
-# How many times as many due rows as are wanted are looked at before all of them are.
-OLDEST_LOOKED_AT = 4
 # Claims in a row that ended without a word, from which on the row is tried alone, so that what dies with it is nobody else.
 ON_PROBATION = 2
 
@@ -116,7 +112,7 @@ def suspect() -> Q:
     return Q(crashes__gte=ON_PROBATION) | Q(crashes__gte=ON_PROBATION - 1, lease_until__isnull=False)
 
 
-def _among(suspects: bool | None) -> Q:
+def of_suspects(suspects: bool | None) -> Q:
     """None: all rows; True: suspects alone; False: all but suspects."""
     return Q() if suspects is None else suspect() if suspects else ~suspect()
 
@@ -166,134 +162,11 @@ def claim(
         now = database_now()
         rows = list(
             model._default_manager.select_for_update(skip_locked=True, of=("self",))
-            .filter(claimable(model, now), _among(suspects), where or Q())
+            .filter(claimable(model, now), of_suspects(suspects), where or Q())
             .order_by(model.DUE, "pk")[:limit]
         )
         take(rows, seconds=seconds, now=now, extra=extra)
     return rows
-
-
-def claim_capped(
-    model: type[LeasedModel],
-    *,
-    group: str,
-    cap: int,
-    limit: int,
-    seconds: float,
-    defer: Sequence[str] = (),
-    related: Sequence[str] = (),
-    single: Iterable[int] = (),
-    suspects: bool | None = None,
-) -> tuple[list[LeasedModel], datetime]:
-    """Like claim(), with at most `cap` live leases for each row that the foreign key `group` names, one for those whose
-    keys are in `single`; and the instant.
-
-    Candidates are ranked within their group, so that a group that answers nothing never fills a batch. The groups' rows
-    are locked while their live leases are counted, which is what makes the cap true over all workers; without their
-    keys, so that rows which refer to a group can be made meanwhile. `related` rows are read after the claim: a join
-    that had to wait for a lock would pair the row as it is now with its relations as they were.
-    """
-    groups = model._meta.get_field(group).related_model
-    assert groups is not None  # noqa: S101 (for mypy: `group` names a foreign key)
-    with transaction.atomic():
-        now = database_now()
-        ones = frozenset(single)
-        due = model._default_manager.filter(claimable(model, now), _among(suspects))
-        candidates = _candidates(due, group, live_leases(model, group, now), cap, ones, limit)
-        if not candidates:
-            return [], now
-        hit(f"chosen.{model._meta.model_name}")
-        concerned = sorted({key for _, key in candidates})
-        locked = groups._default_manager.select_for_update(no_key=True).filter(pk__in=concerned).order_by("pk")
-        list(locked.values_list("pk"))
-        now = database_now()
-        chosen = within_cap(candidates, live_leases(model, group, now, concerned), cap, ones)
-        found = _take_if_due(model, chosen, suspects=suspects, seconds=seconds, now=now, defer=defer) if chosen else []
-        prefetch_related_objects(found, *related)
-    return found, now
-
-
-def _candidates(
-    due: models.QuerySet[Any], group: str, live: Mapping[int, int], cap: int, ones: Collection[int], limit: int
-) -> list[tuple[int, int]]:
-    """At most `limit` (key, group) of the `due` rows that leave each group within its cap, oldest first.
-
-    The oldest few say it nearly always. Only where they are all of groups that have enough is every due row ranked,
-    which takes as long as there are many.
-    """
-    full = [key for key, count in live.items() if count >= (1 if key in ones else cap)]
-    due = due.exclude(**{f"{group}__in": full}) if full else due
-    order = (due.model.DUE, "pk")
-    most = OLDEST_LOOKED_AT * limit
-    oldest = list(due.order_by(*order).values_list("pk", f"{group}_id")[:most])
-    within = set(within_cap(oldest, live, cap, ones))
-    candidates = [(key, owner) for key, owner in oldest if key in within][:limit]
-    if len(candidates) == limit or len(oldest) < most:
-        return candidates
-    places = Case(When(**{f"{group}__in": ones}, then=1), default=cap) if ones else Value(cap)
-    rank = Window(RowNumber(), partition_by=F(group), order_by=[F(name) for name in order])
-    ranked = due.annotate(rank=rank).filter(rank__lte=places).order_by(*order)
-    return list(ranked.values_list("pk", f"{group}_id")[:limit])
-
-
-def _take_if_due(
-    model: type[LeasedModel],
-    keys: Sequence[int],
-    *,
-    suspects: bool | None,
-    seconds: float,
-    now: datetime,
-    defer: Sequence[str],
-) -> list[LeasedModel]:
-    """Like take(), of those of the rows `keys` that are still due, in one statement; the rows as they are then, oldest
-    first. Rows that somebody else has locked are passed over.
-    """
-    if seconds > longest_lease_seconds():
-        raise ValueError("a lease as long as this would count as expired")
-    free = model._default_manager.select_for_update(skip_locked=True)
-    free = free.filter(claimable(model, now), _among(suspects), pk__in=keys).order_by("pk")
-    # Materialised: locked once, whatever plan is made.
-    free_sql, parameters = free.values_list("pk").query.sql_with_params()
-    fields: dict[str, Any] = {field.name: field for field in model._meta.concrete_fields}
-    lease = {
-        "lease_token": uuid.uuid4(),
-        "lease_until": now + timedelta(seconds=seconds),
-        "lease_owner": this_process(),
-    }
-    quote = connection.ops.quote_name
-    columns = [quote(field.column) for name, field in fields.items() if name not in defer]
-    # The names are ours, and every value is a parameter.
-    sql = (
-        f"WITH free (pk) AS MATERIALIZED ({free_sql}) UPDATE {quote(model._meta.db_table)} AS t "  # noqa: S608
-        "SET lease_token = %s, lease_until = %s, lease_owner = %s, "
-        "crashes = t.crashes + CASE WHEN t.lease_until IS NULL THEN 0 ELSE 1 END "
-        f"FROM free WHERE t.id = free.pk RETURNING {', '.join(columns)}"
-    )
-    values = [fields[name].get_db_prep_save(value, connection) for name, value in lease.items()]
-    found = list(model._default_manager.raw(sql, (*parameters, *values)))
-    hit(f"claim.{model._meta.model_name}")
-    return sorted(found, key=lambda row: (getattr(row, model.DUE), row.pk))
-
-
-def live_leases(model: type[Leased], group: str, now: datetime, among: list[int] | None = None) -> Counter[int]:
-    """How many rows are held, for each key of the foreign key `group`."""
-    rows = model._default_manager.filter(leased(now))
-    if among is not None:
-        rows = rows.filter(**{f"{group}__in": among})
-    return Counter(dict(rows.order_by().values_list(f"{group}_id").annotate(live=Count("pk"))))
-
-
-def within_cap(
-    candidates: Sequence[tuple[int, int]], live: Mapping[int, int], cap: int, single: Collection[int] = ()
-) -> list[int]:
-    """The keys of those (key, group) candidates that leave every group within `cap`, or within 1 if it is `single`. Pure."""
-    used = Counter(live)
-    chosen = []
-    for key, group in candidates:
-        if used[group] < (1 if group in single else cap):
-            used[group] += 1
-            chosen.append(key)
-    return chosen
 
 
 def held(row: Leased) -> models.QuerySet[Any]:

@@ -5,16 +5,18 @@ Everything here runs in the caller's transaction, with the Remote's row locked w
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 
 from repos.doorbells import ring_on_commit
 from repos.leases import database_now
 from repos.models import Adoption, GitRepo, Host, HostNotBefore, Remote
 from repos.quarantine import held_until
 from repos.schedule import backoff_seconds, next_wait_seconds
+from repos.statements import rows_of
 from repos.urls import parse_git_url
 
 # A host is left alone no longer than this. An instant further ahead was written by a clock that has been set back.
@@ -56,18 +58,32 @@ def wanting() -> Q:
 
 def wanted_interval_seconds(remote: Remote) -> float | None:
     """The shortest interval that a follower wants, its own backoff for a missing ref included; None if none wants any."""
-    wishes = GitRepo.objects.filter(wanting(), remote=remote).values_list("interval_seconds", "ref_failures").distinct()
-    return min((backoff_seconds(i, f, settings.GITREPO_BACKOFF_CAP) for i, f in wishes.order_by()), default=None)
+    return wanted_intervals([remote.pk]).get(remote.pk)
+
+
+def wanted_intervals(remotes: Iterable[int]) -> dict[int, float]:
+    """The shortest interval that a follower of each remote wants, by the remotes' keys; nothing where none wants any."""
+    wishes = GitRepo.objects.filter(wanting(), remote__in=list(remotes)).order_by()
+    found: dict[int, float] = {}
+    for remote, interval, failures in wishes.values_list("remote_id", "interval_seconds", "ref_failures").distinct():
+        wish = backoff_seconds(interval, failures, settings.GITREPO_BACKOFF_CAP)
+        found[remote] = min(wish, found.get(remote, wish))
+    return found
 
 
 def patience(host_ids: Iterable[int], now: datetime) -> dict[tuple[int, int], datetime]:
     """Until when hosts want to be left alone, by (host, credential or 0), where that is still to come."""
-    rows = HostNotBefore.objects.filter(
-        host__in=set(host_ids), until__gt=now, until__lte=now + timedelta(seconds=LONGEST_PATIENCE_SECONDS)
-    )
+    wanted = set(host_ids)
+    asked = [pk for (pk,) in rows_of(_not_before, now)]
+    rows = HostNotBefore.objects.filter(pk__in=asked, host__in=wanted) if asked else HostNotBefore.objects.none()
     return {
         (host, credential): until for host, credential, until in rows.values_list("host", "credential_key", "until")
     }
+
+
+def _not_before(now: datetime) -> QuerySet[HostNotBefore, Any]:
+    until = now + timedelta(seconds=LONGEST_PATIENCE_SECONDS)
+    return HostNotBefore.objects.filter(until__gt=now, until__lte=until).values_list("pk")
 
 
 def not_before(host_id: int, credential_id: int | None, now: datetime) -> datetime:

@@ -9,11 +9,12 @@ import structlog
 from django.conf import settings
 from django.db.models import Q
 
+from repos.capped import within_cap
 from repos.doctor.bounds import TRIES, bound_seconds
 from repos.events import cut
 from repos.fields import SecretUnreadable
 from repos.heads import only_asked
-from repos.leases import Renewer, claim, database_now, finish, within_cap
+from repos.leases import Renewer, claim, database_now, finish
 from repos.models import Delivery, Probe
 from repos.remotes import patience
 from workers.access import access_of

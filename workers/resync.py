@@ -4,6 +4,7 @@ What is repaired is counted, and the count should be 0: it would mean that some 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -12,7 +13,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 
-from repos.deliveries import matched_clusters, rematch, want
+from repos.deliveries import matched_clusters, matcher, rematch, want
 from repos.doorbells import ring_on_commit
 from repos.events import record_event
 from repos.forgotten import astray, left_out, mismatched, unscheduled_deliveries, unscheduled_jobs
@@ -20,7 +21,7 @@ from repos.leases import Leased, claim, database_now, finish, heal
 from repos.models import Adoption, Chore, Cluster, Counter, Delivery, GitRepo, Mirror, Probe, Remote, SyncJob
 from repos.refs import was_asked
 from repos.registration import interval_seconds
-from repos.remotes import refresh_interval, wanted_interval_seconds
+from repos.remotes import refresh_interval, wanted_interval_seconds, wanted_intervals
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +67,10 @@ def _walk(chore: Chore, repairs: Repairs) -> None:
     started = now if chore.cursor == 0 or chore.round_started_at is None else chore.round_started_at
     size = page_size(GitRepo.objects.count(), settings.GITREPO_SYNC_PERIOD)
     page = list(GitRepo.objects.filter(pk__gt=chore.cursor).order_by("pk").values_list("pk", "remote_id")[:size])
+    odd = _odd_ones(page)
     for pk, remote_id in page:
+        if pk not in odd:
+            continue
         try:
             with transaction.atomic():
                 repair(pk, remote_id, repairs)
@@ -79,6 +83,47 @@ def _walk(chore: Chore, repairs: Repairs) -> None:
         left = settings.GITREPO_SYNC_PERIOD - (now - started).total_seconds()
         wait = max(0.0, left)
         finish(chore, cursor=0, round_started_at=None, rounds=F("rounds") + 1, **Chore.due_in(now, wait))
+
+
+def _odd_ones(page: Sequence[tuple[int, int]]) -> set[int]:
+    """Those of a page of (GitRepo, Remote) that may need a repair: a look without locks, in as many queries for all as for one.
+
+    It asks what repair() asks, which then asks again under locks. Who can't be looked at is odd.
+    """
+    try:
+        return _look_at([pk for pk, _ in page], {remote for _, remote in page})
+    except Exception:  # noqa: BLE001 (repair() looks at them one by one, and says whose fault it is)
+        return {pk for pk, _ in page}
+
+
+def _look_at(keys: list[int], remotes: set[int]) -> set[int]:
+    odd = {pk for (pk,) in GitRepo.objects.filter(left_out(), pk__in=keys).values_list("pk")}
+    # Whether their adoption is on its way, and whether they were asked for, is for repair() to see.
+    odd |= set(SyncJob.objects.filter(unscheduled_jobs(), gitrepo__in=keys).values_list("gitrepo_id", flat=True))
+    for fault in (unscheduled_deliveries(), astray()):
+        odd |= set(Delivery.objects.filter(fault, gitrepo__in=keys).values_list("gitrepo_id", flat=True))
+    adopted = set(Adoption.objects.filter(remote__in=remotes).values_list("remote_id", flat=True))
+    intervals = wanted_intervals(remotes)
+    present: dict[int, set[int]] = {}
+    held = Delivery.objects.filter(gitrepo__in=keys, removal=False)
+    for pk, cluster in held.values_list("gitrepo_id", "cluster_id"):
+        present.setdefault(pk, set()).add(cluster)
+    waiting = set(Cluster.objects.filter(match_due_at__isnull=False).values_list("pk", flat=True))
+    matched = matcher()
+    for gitrepo in GitRepo.objects.filter(pk__in=keys).select_related("remote"):
+        remote, interval = gitrepo.remote, intervals.get(gitrepo.remote_id)
+        if (
+            interval_seconds(gitrepo.polling_interval) != gitrepo.interval_seconds
+            or interval != remote.interval_seconds
+            or (interval is not None and remote.next_poll_at is None)
+            or remote.pk not in adopted
+        ):
+            odd.add(gitrepo.pk)
+        elif gitrepo.wanted_revision_id is not None and gitrepo.deleted_at is None and not gitrepo.paused:
+            wanted = {cluster.pk for cluster in matched(gitrepo)}
+            if mismatched(wanted, present.get(gitrepo.pk, set()), waiting):
+                odd.add(gitrepo.pk)
+    return odd
 
 
 def repair(pk: int, remote_id: int, repairs: Repairs) -> None:

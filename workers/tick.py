@@ -1,14 +1,17 @@
 """The tick: once a second, is anything due? It rings for whatever is due and unleased, in any stage."""
 
 from datetime import datetime
+from typing import Any
 
 from django.db import connection, transaction
+from django.db.models import QuerySet
 
 from fleetsync.failpoints import hit
 from repos.doctor.probing import queues_to_ask
 from repos.doorbells import ENOUGH_WAITING, ring, ring_probe
-from repos.leases import Leased, claimable, database_now
+from repos.leases import Leased, claimable, database_now, longest_lease_seconds
 from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
+from repos.statements import rows_of
 
 STATEMENT_TIMEOUT_MS = 2000
 
@@ -21,11 +24,15 @@ STAGES: dict[str, tuple[tuple[type[Leased], ...], int]] = {
 }
 
 
+def _due(now: datetime, model: type[Leased], most: int, _: float) -> QuerySet[Leased, Any]:
+    return model._default_manager.filter(claimable(model, now)).values_list("pk")[:most]
+
+
 def due_count(models: tuple[type[Leased], ...], now: datetime, most: int) -> int:
     """How many rows are due and unleased, counted no further than `most`."""
     count = 0
     for model in models:
-        count += model._default_manager.filter(claimable(model, now))[: most - count].count()
+        count += len(rows_of(_due, now, model, most - count, longest_lease_seconds()))
         if count >= most:
             break
     return count

@@ -8,9 +8,10 @@ from typing import Any
 from django.conf import settings
 from django.db.models import Exists, Max, OuterRef, Q
 
+from repos.capped import live_leases
 from repos.doctor.bounds import CHORE_SECONDS, RAREST_CHORE_SECONDS, bound_seconds
 from repos.doctor.finding import Finding
-from repos.leases import Leased, live_leases
+from repos.leases import Leased
 from repos.models import Adoption, Chore, Cluster, Delivery, GitRepo, Mirror, Remote, SyncJob
 from repos.remotes import patience
 

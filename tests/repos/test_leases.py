@@ -9,20 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repos.leases import (
-    claim,
-    claim_capped,
-    claimable,
-    database_now,
-    finish,
-    give_back,
-    heal,
-    live_leases,
-    longest_lease_seconds,
-    renew,
-    suspect,
-    within_cap,
-)
+from repos.capped import OLDEST_LOOKED_AT, claim_capped, live_leases, within_cap
+from repos.leases import claim, claimable, database_now, finish, give_back, heal, longest_lease_seconds, renew, suspect
 from repos.models import Chore, Delivery, Host, Remote
 from tests.core import cluster, expire, fresh, later, register, synced
 
@@ -322,6 +310,37 @@ def test_a_silent_host_never_fills_a_batch() -> None:
     rows, _ = claim_capped(Remote, group="host", cap=20, limit=50, seconds=30)
 
     assert other.pk in {row.host_id for row in rows}
+
+
+@pytest.mark.django_db
+def test_more_silent_rows_than_are_looked_at_first_fill_no_batch_either() -> None:
+    remotes(OLDEST_LOOKED_AT * 4 + 1, hosts=1)
+    Remote.objects.update(**Remote.due_in(later(-1000), 0))
+    other = Host.objects.create(name="other.example.com", port=443)
+    Remote.objects.create(identity="y", url="https://y", host=other, **Remote.due_in(later(-1), 0))
+
+    rows, _ = claim_capped(Remote, group="host", cap=2, limit=4, seconds=30)
+
+    assert Counter(row.host_id == other.pk for row in rows) == {False: 2, True: 1}
+
+
+@pytest.mark.django_db
+def test_rows_are_claimed_as_they_are_and_oldest_first() -> None:
+    remotes(3)
+    for seconds, identity in ((-1, "0"), (-3, "1"), (-2, "2")):
+        Remote.objects.filter(identity=identity).update(**Remote.due_in(later(seconds - 7), 7))
+
+    rows, now = claim_capped(Remote, group="host", cap=9, limit=9, seconds=30, defer=("refs",))
+
+    assert [row.identity for row in rows] == ["1", "2", "0"]
+    for row in rows:
+        stored = fresh(row)
+        assert (row.lease_token, row.lease_until, row.wait_seconds) == (
+            stored.lease_token,
+            now + timedelta(seconds=30),
+            7,
+        )
+        assert row.next_poll_at == stored.next_poll_at and row.get_deferred_fields() == {"refs"}
 
 
 @pytest.mark.django_db

@@ -13,11 +13,8 @@ from django.conf import settings as django_settings
 from django.db import connection, connections, transaction
 from pytest_django import Settings
 
-from repos.leases import (
-    Renewer,
-    claim_capped,
-    finish,
-)
+from repos.capped import claim_capped
+from repos.leases import Renewer, finish
 from repos.models import Chore, Delivery, Remote
 from tests.core import bundle, cluster, expire, fresh, is_postgresql, later, register
 from tests.repos.test_leases import chore, remotes, take_one
@@ -115,7 +112,8 @@ CAPPED = """
 import random, sys, time, django
 django.setup()
 from collections import Counter
-from repos.leases import claim_capped, finish, live_leases, database_now
+from repos.capped import claim_capped, live_leases
+from repos.leases import finish, database_now
 from repos.models import Remote
 print("ready", flush=True)
 sys.stdin.readline()

@@ -5,6 +5,8 @@ from collections import Counter as TallyOf
 from collections.abc import Callable
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from repos import registration
@@ -288,3 +290,27 @@ def test_tombstones_go_when_their_removals_have_ended(gitrepo: GitRepo) -> None:
     assert list(GitRepo.objects.values_list("pk", flat=True)) == [gitrepo.pk]
     Cluster.objects.all().delete()
     assert prune()["gitrepos"] == 1
+
+
+def test_a_page_of_healthy_ones_takes_as_many_queries_as_one(settings: Settings) -> None:
+    settings.GITREPO_SYNC_PERIOD = 5.0
+    counts = []
+    for number in range(1, 9):
+        observed(register(f"r{number}", url=f"https://git.example.com/r{number}.git"), A)
+        Chore.objects.update(due_at=database_now(), cursor=0)
+        with CaptureQueriesContext(connection) as queries:
+            assert resync().counts == {}
+        counts.append(len(queries))
+
+    assert counts[-1] == counts[1]
+
+
+def test_one_that_the_first_look_stumbles_over_hides_nobody(gitrepo: GitRepo, settings: Settings) -> None:
+    settings.GITREPO_SYNC_PERIOD = 5.0
+    bad = register("bad", url="https://git.example.com/bad.git")
+    GitRepo.objects.filter(pk=bad.pk).update(polling_interval="nonsense")
+    Remote.objects.filter(pk=gitrepo.remote_id).update(next_poll_at=None)
+
+    resync()
+
+    assert fresh(gitrepo.remote).next_poll_at is not None

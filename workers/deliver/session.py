@@ -13,8 +13,9 @@ from django.db import close_old_connections, connections, transaction
 
 from fleetsync.failpoints import hit
 from fleetsync.stopping import drain_seconds
+from repos.capped import claim_capped
 from repos.fields import SecretUnreadable
-from repos.leases import Renewer, claim_capped
+from repos.leases import Renewer
 from repos.models import Delivery, GitRepo
 from repos.quarantine import is_quarantined
 from workers.content import Bundle, BundleUnavailable

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 from django.conf import settings
+from django.db.models import QuerySet
 
 from repos.breaker import Word, closes, failures_after, opens
 from repos.events import record_event
 from repos.models import Host, Remote
+from repos.statements import rows_of
 
 log = structlog.get_logger(__name__)
 
@@ -23,8 +26,10 @@ def listen(words: Mapping[int, Sequence[Word]], now: datetime) -> list[Host]:
 
     A healthy host's row is neither written nor locked. Call it before Remotes are locked.
     """
-    known = dict(Host.objects.filter(pk__in=words).values_list("pk", "failures"))
-    changing = [pk for pk, failures in known.items() if failures_after(failures, words[pk]) != failures]
+    known: dict[int, int] = dict(rows_of(_failing, now))
+    changing = [pk for pk in words if failures_after(known.get(pk, 0), words[pk]) != known.get(pk, 0)]
+    if not changing:
+        return []
     closed = []
     threshold = settings.GIT_HOST_BREAKER
     for host in Host.objects.select_for_update(no_key=True).filter(pk__in=changing).order_by("pk"):
@@ -40,6 +45,10 @@ def listen(words: Mapping[int, Sequence[Word]], now: datetime) -> list[Host]:
             log.warning("breaker closed", host=_name(host), failures=before, failing_since=since.isoformat())
             closed.append(host)
     return closed
+
+
+def _failing(_: datetime) -> QuerySet[Host, Any]:
+    return Host.objects.filter(failures__gt=0).values_list("pk", "failures")
 
 
 def _name(host: Host) -> str:

@@ -3,22 +3,28 @@
 import random
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Count, Min, Q
+from django.db.models import QuerySet
 
 from repos.breaker import is_open
+from repos.capped import claim_capped
 from repos.events import record_event
-from repos.leases import claim_capped, claimable, database_now, give_back, held
-from repos.models import Counter, GitRepo, Host, Remote
+from repos.leases import claimable, database_now, give_back, held, longest_lease_seconds, suspect
+from repos.models import Counter, Host, Remote
 from repos.quarantine import is_quarantined, sentence, wait_seconds
 from repos.refs import followed_ref
 from repos.remotes import patience
+from repos.statements import THEN, among, fetched, rows_of
 
 log = structlog.get_logger(__name__)
+
+# What has been due for longer was due when the last claim looked.
+LEFT_BEHIND = timedelta(seconds=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,11 @@ class ClaimedRemote:
         return max(0.0, (self.claimed_at - due).total_seconds()) if due else 0.0
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for the answer."""
+        return self.remote.answered < self.remote.wakes
+
+    @property
     def asked(self) -> list[str]:
         return sorted({follow.ref for follow in self.follows})
 
@@ -67,9 +78,20 @@ def claim_remotes(limit: int) -> list[ClaimedRemote]:
     return _claim(limit, suspects=False)
 
 
-def is_any_due() -> bool:
-    """Whether there is anything that a claim could have found, were its host not as busy as it may be."""
-    return Remote.objects.filter(claimable(Remote, database_now())).exists()
+def _oldest_due(now: datetime, most: int, _: float) -> QuerySet[Remote, Any]:
+    due = Remote.objects.filter(claimable(Remote, now)).exclude(suspect())
+    return due.order_by("next_poll_at").values_list("answered", "wakes")[:most]
+
+
+def due_and_awaited(most: int) -> list[bool]:
+    """For each due remote that is no suspect, `most` of them at most, whether somebody waits for its poll."""
+    found = rows_of(_oldest_due, database_now(), most, longest_lease_seconds())
+    return [answered < wakes for answered, wakes in found]
+
+
+def are_hosts_full() -> bool:
+    """Asked right after a claim that found less than there was room for: whether it had to leave something."""
+    return bool(rows_of(_oldest_due, database_now() - LEFT_BEHIND, 1, longest_lease_seconds()))
 
 
 def claim_suspect() -> list[ClaimedRemote]:
@@ -105,7 +127,7 @@ def _claim(limit: int, *, suspects: bool) -> list[ClaimedRemote]:
         Remote,
         group="host",
         cap=settings.GIT_HOST_CONCURRENCY,
-        single=Host.objects.filter(is_open()).values_list("pk", flat=True),
+        single=_open_hosts(),
         limit=limit,
         seconds=settings.POLL_LEASE,
         defer=("identity", "refs", "asked", "recent", "returning", "created_at"),
@@ -126,11 +148,24 @@ def _claim(limit: int, *, suspects: bool) -> list[ClaimedRemote]:
     return [ClaimedRemote(row, now, tuple(follows.get(row.pk, ()))) for row in welcome]
 
 
+def _with_open_breaker(_: datetime, __: int) -> QuerySet[Host, Any]:
+    return Host.objects.filter(is_open()).values_list("pk")
+
+
+def _open_hosts() -> list[int]:
+    return [pk for (pk,) in rows_of(_with_open_breaker, THEN, settings.GIT_HOST_BREAKER)]
+
+
+FOLLOWS = (
+    "SELECT remote_id, branch, tag, semver, min(name), count(*) FROM repos_gitrepo "
+    "WHERE deleted_at IS NULL AND \"commit\" = '' AND remote_id {} GROUP BY remote_id, branch, tag, semver"
+)
+
+
 def follows_of(remotes: list[int]) -> dict[int, list[Follow]]:
     """What the unpinned followers of each remote follow."""
     found: dict[int, list[Follow]] = {}
-    followers = GitRepo.objects.filter(Q(deleted_at__isnull=True, commit=""), remote__in=remotes)
-    groups = followers.order_by().values_list("remote_id", "branch", "tag", "semver").annotate(Min("name"), Count("pk"))
-    for remote, branch, tag, semver, name, count in groups:
-        found.setdefault(remote, []).append(Follow(branch, tag, semver, name, count))
+    condition, parameters = among(remotes)
+    for remote, *follow in fetched(FOLLOWS.format(condition), parameters) if remotes else ():
+        found.setdefault(remote, []).append(Follow(*follow))
     return found

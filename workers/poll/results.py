@@ -23,6 +23,7 @@ from repos.models import Adoption, Counter, HostNotBefore, Remote
 from repos.refs import Head, head_of
 from repos.remotes import LONGEST_PATIENCE_SECONDS, patience
 from repos.schedule import next_wait_seconds
+from repos.statements import lock_in_order
 from workers.poll.breakers import listen, recall, start_slowly
 from workers.poll.claim import ClaimedRemote, Follow
 from workers.poll.engine import PollResult
@@ -149,9 +150,8 @@ def _store(findings: Sequence[Finding]) -> int:
         now = database_now()
         answering = listen(_words(findings), now)
         patient = _be_patient(findings, now)
-        # In the order of their keys, as everybody who locks several of them; the updates below have no order.
-        keys = [f.claimed.remote.pk for f in findings]
-        list(Remote.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk").values_list("pk"))
+        # The updates below have no order.
+        lock_in_order(Remote, {f.claimed.remote.pk for f in findings})
         if answering:
             recall(answering, now)
         _hold_others(findings, patient, now)

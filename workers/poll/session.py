@@ -1,7 +1,7 @@
 """A poll session: keep a number of requests in flight, claim only into free slots, write results a few times a second.
 
-A server that hangs holds its own slot until its own deadline, and nobody else's. Claims and writes cost the database and
-this process nearly the same for one row as for fifty, so both wait, for a fraction of a second, for company.
+A server that hangs holds its own slot until its own deadline, and nobody else's. Claims and writes cost nearly the same for
+one row as for fifty, so what nobody waits for waits a moment for company: a second to be claimed, half of one to be written.
 """
 
 import time
@@ -17,16 +17,30 @@ from fleetsync.stopping import drain_seconds
 from repos.fields import SecretUnreadable
 from repos.leases import give_back
 from workers.access import access_of
-from workers.poll.claim import ClaimedRemote, claim_remotes, claim_suspect, is_any_due
+from workers.poll.claim import ClaimedRemote, are_hosts_full, claim_remotes, claim_suspect, due_and_awaited
 from workers.poll.engine import Engine, PollError, PollRequest, PollResult
 from workers.poll.results import store
 
 log = structlog.get_logger(__name__)
 
-FLUSH_SECONDS = 0.25
+CLAIM_SECONDS = 1.0
+FLUSH_SECONDS = 0.5
 FLUSH_ROWS = 200
+# Between two looks whether somebody waits for a poll, or for the answer to one.
+LOOK_SECONDS = 0.25
+URGENT_SECONDS = 0.1
+WAIT_SECONDS = 0.125
 # What has been in flight for longer is no longer counted among the slots that come back soon.
 SLOW_SECONDS = 1.0
+# Servers that answer faster have emptied all slots before the next claim is done: then a claim waits for nearly all of them.
+FAST_SECONDS = 0.05
+ROOM, ROOM_FAST = 0.5, 0.9
+# The weight of one answer in what answers typically take.
+ANSWER_WEIGHT = 0.1
+# After a claim of so many rows a session goes on for so long: another one would begin at the next tick, or at once, to find
+# as little. What comes after smaller ones is left to it.
+BUSY_ROWS = 8
+BUSY_SECONDS = 2.0
 # The part of a session's budget in which it tries suspects, one at a time with nothing beside it. Then come the others:
 # suspects that answer slowly must not keep them waiting.
 PROBATION_PART = 0.25
@@ -50,38 +64,69 @@ class Session:
         self.give_up_at: float | None = None
         self.claimed: dict[int, ClaimedRemote] = {}
         self.answers: list[tuple[ClaimedRemote, PollResult]] = []
-        self.next_claim = self.next_flush = 0.0
-        # Whether something was due or was polled since the last claim, whether that found as much as there was room for, and
-        # whether more was due than hosts had room for.
+        self.next_claim = self.next_look = 0.0
+        self.last_flush = self.started
+        # Whether something was due at the last claim or was written since, whether that claim found as much as there was room
+        # for, and whether more was due than hosts had room for.
         self.found_work = self.found_more = self.hosts_are_full = False
+        # Until when the session goes on though nothing is due.
+        self.busy_until = 0.0
+        self.typical_seconds = FAST_SECONDS
+        # Somebody waits for an answer that is there.
+        self.is_urgent = False
         self.polled = 0
 
     def run(self) -> SessionReport:
         """Poll until nothing is due or the budget is over, then until the last request in flight has ended."""
         while True:
             now = time.monotonic()
-            may_claim = now < self.claim_until and not self.stopping()
-            if may_claim and (now >= self.next_claim or self._has_room(now)):
+            may_claim = self._may_claim()
+            if may_claim and self._is_time_to_claim(now):
                 self._claim(now)
             if not self.claimed and not self.answers:
-                if not may_claim or not self.found_work:
-                    return SessionReport(self.polled, time.monotonic() - self.started)
-                # Where something was due, something will be: another session would begin at the next tick.
-                time.sleep(max(0.0, self.next_claim - now))
+                now = time.monotonic()
+                is_busy = now < self.busy_until
+                if not may_claim or not (self.found_work or is_busy):
+                    return SessionReport(self.polled, now - self.started)
+                if is_busy:
+                    # Where much was due, more will be.
+                    time.sleep(max(0.0, min(self.next_claim, self.next_look, self.busy_until) - now))
+                else:
+                    self.next_claim = 0.0
                 continue
-            for result in self.engine.wait(FLUSH_SECONDS / 2):
-                self.answers.append((self.claimed.pop(result.key), result))
+            for result in self.engine.wait(WAIT_SECONDS):
+                self._collect(result)
             self._flush_if_time()
             if self.claimed and self.stopping():
                 self._give_up_if_time()
 
+    def _collect(self, result: PollResult) -> None:
+        claimed = self.claimed.pop(result.key)
+        self.answers.append((claimed, result))
+        self.is_urgent = self.is_urgent or claimed.is_awaited
+        self.typical_seconds += ANSWER_WEIGHT * (result.seconds - self.typical_seconds)
+
+    def _may_claim(self) -> bool:
+        return time.monotonic() < self.claim_until and not self.stopping()
+
+    def _is_time_to_claim(self, now: float) -> bool:
+        if now >= self.next_claim or self._has_room(now):
+            return True
+        free = self.limit - len(self.claimed)
+        if now < self.next_look or self.holds_suspect or not free:
+            return False
+        self.next_look = now + LOOK_SECONDS
+        awaited = due_and_awaited(free)
+        return len(awaited) == free or any(awaited)
+
     def _has_room(self, now: float) -> bool:
-        """Whether more is due, and half of the slots that come back soon are free."""
+        """Whether more is due, and enough of the slots that come back soon are free."""
         if not self.found_more or len(self.claimed) == self.limit:
             return False
         # In the order of their claims, the oldest first.
         slow = sum(1 for _ in takewhile(lambda claimed: claimed.begun < now - SLOW_SECONDS, self.claimed.values()))
-        return 2 * (self.limit - len(self.claimed)) >= self.limit - slow
+        room = ROOM_FAST if self.typical_seconds < FAST_SECONDS else ROOM
+        return self.limit - len(self.claimed) >= room * (self.limit - slow)
 
     def _give_up_if_time(self) -> None:
         """Give back what is still in flight a while after the process was asked to stop. It stays due, so that another
@@ -104,7 +149,7 @@ class Session:
             for claimed in batch:
                 self._start(claimed)
         if self.holds_suspect:
-            self.found_work, self.next_claim = True, now
+            self.found_work = True
             return
         free = self.limit - len(self.claimed)
         batch = claim_remotes(free) if free > 0 else []
@@ -112,8 +157,10 @@ class Session:
             self._start(claimed)
         if free > 0:
             self.found_work, self.found_more = bool(batch), len(batch) == free
-            self.hosts_are_full = len(batch) < free and bool(self.claimed or self.answers) and is_any_due()
-        self.next_claim = now + FLUSH_SECONDS
+            if len(batch) >= BUSY_ROWS:
+                self.busy_until = time.monotonic() + BUSY_SECONDS
+            self.hosts_are_full = len(batch) < free and bool(self.claimed or self.answers) and are_hosts_full()
+        self.next_claim, self.next_look = now + CLAIM_SECONDS, now + LOOK_SECONDS
 
     def _start(self, claimed: ClaimedRemote) -> None:
         if not claimed.follows:
@@ -140,13 +187,19 @@ class Session:
         )
 
     def _flush_if_time(self) -> None:
-        now = time.monotonic()
-        if self.answers and (now >= self.next_flush or not self.claimed or len(self.answers) >= FLUSH_ROWS):
-            answers, self.answers = self.answers, []
+        if not self.answers:
+            return
+        waited = time.monotonic() - self.last_flush
+        if (
+            (not self.claimed and not (self.found_more and self._may_claim()))
+            or waited >= (URGENT_SECONDS if self.is_urgent else FLUSH_SECONDS)
+            or len(self.answers) >= FLUSH_ROWS
+        ):
+            answers, self.answers, self.is_urgent = self.answers, [], False
             self.polled += len(answers)
             hit("poll.store", " ".join(claimed.remote.url for claimed, _ in answers))
             store(answers)
-            self.next_flush = time.monotonic() + FLUSH_SECONDS
+            self.last_flush = time.monotonic()
             # What was woken meanwhile is due again.
             self.found_work = True
             if self.hosts_are_full:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 from django.db import connections
+from django.db.models import F
 from pytest_django import Settings
 
 from repos import registration
@@ -15,8 +16,18 @@ from repos.leases import database_now
 from repos.models import Credential, GitRepo, Remote
 from tests.core import MAIN, adopt_all, fresh, later, register
 from tests.git_servers import GitServer, Repository, git_server
+from workers.poll.claim import are_hosts_full
+from workers.poll.engine import PollRequest, PollResult
 from workers.poll.everything import RemoteEngine
-from workers.poll.session import Session, SessionReport
+from workers.poll.session import (
+    BUSY_ROWS,
+    FLUSH_SECONDS,
+    LOOK_SECONDS,
+    SLOW_SECONDS,
+    URGENT_SECONDS,
+    Session,
+    SessionReport,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -157,22 +168,13 @@ def test_no_host_is_asked_more_at_once_than_it_may(
     server.behaviour.delay_seconds = 0.2
     for number in range(6):
         register(f"r{number}", url=server.url(repository(tmp_path, f"r{number}")))
-    most = 0
-    running = Session(RemoteEngine(50), limit=50, budget_seconds=20, stopping=lambda: False)
-    while True:
-        now = time.monotonic()
-        if now >= running.next_claim:
-            running._claim(now)
-        most = max(most, running.engine.in_flight)
-        if not running.claimed and not running.answers:
-            break
-        for result in running.engine.wait(0.1):
-            running.answers.append((running.claimed.pop(result.key), result))
-        running._flush_if_time()
+    running = Watched(RemoteEngine(50), limit=50, budget_seconds=20, stopping=lambda: False)
+
+    running.run()
     running.engine.close()
 
     assert running.polled == 6
-    assert most == 2
+    assert running.most == 2
 
 
 def test_a_session_that_is_to_stop_claims_nothing_more_and_finishes_what_it_has(poll: Poll, tmp_path: Path) -> None:
@@ -245,3 +247,167 @@ def test_an_edit_during_the_poll_is_answered_by_the_next_one(poll: Poll, tmp_pat
     assert polled == 2  # the woken remote is due again at once
     assert fresh(gitrepo).observed_commit == dev
     assert [revision.commit for revision in fresh(gitrepo).revisions.all()] == [dev]
+
+
+class OneByOne:
+    """An engine that answers one request at a time, and does something once before the last one."""
+
+    def __init__(self, seconds: float = 0.25) -> None:
+        self.seconds = seconds
+        self.requests: list[PollRequest] = []
+        self.when_empty: Callable[[], object] = int
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.requests)
+
+    def start(self, request: PollRequest) -> None:
+        self.requests.append(request)
+
+    def wait(self, timeout_seconds: float) -> list[PollResult]:
+        if not self.requests:
+            return []
+        request = self.requests.pop(0)
+        if not self.requests:
+            self.when_empty()
+            self.when_empty = int
+        return [PollResult(request.key, self.seconds, {MAIN: "a" * 40})]
+
+    def abandon(self) -> None:
+        self.requests = []
+
+    close = abandon
+
+
+class Watched(Session):
+    """Remembers how many each claim found, and how many were in flight at most."""
+
+    most = 0
+
+    def _claim(self, now: float) -> None:
+        before = len(self.claimed)
+        super()._claim(now)
+        self.found = [*getattr(self, "found", []), len(self.claimed) - before]
+        self.most = max(self.most, self.engine.in_flight)
+
+    def _flush_if_time(self) -> None:
+        before = self.polled
+        super()._flush_if_time()
+        if self.polled > before:
+            self.written = [*getattr(self, "written", []), self.polled - before]
+
+
+def watched(limit: int, engine: OneByOne | None = None) -> Watched:
+    session = Watched(engine or OneByOne(), limit=limit, budget_seconds=20, stopping=lambda: False)
+    session.run()
+    return session
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.25, [10, 5, 5, 0, 0]), (0.001, [10, 9, 1, 0])])
+def test_a_claim_waits_for_half_of_the_slots_and_for_nearly_all_where_answers_are_quick(
+    seconds: float, found: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.poll.session.CLAIM_SECONDS", 1000.0)
+    monkeypatch.setattr("workers.poll.session.LOOK_SECONDS", 1000.0)
+    # The last claim finds little, so that the session does not wait for more.
+    for number in range(20):
+        register(f"r{number}", url=f"https://git.example.com/r{number}.git")
+
+    assert watched(10, OneByOne(seconds)).found == found
+
+
+def test_slots_that_hang_do_not_count_among_those_that_come_back() -> None:
+    for number in range(4):
+        register(f"r{number}", url=f"https://git.example.com/r{number}.git")
+    session = Session(OneByOne(), limit=4, budget_seconds=20, stopping=lambda: False)
+    session._claim(0.0)
+    session._collect(session.engine.wait(0)[0])
+    now = time.monotonic()
+
+    assert not session._has_room(now)
+    assert session._has_room(now + SLOW_SECONDS + 1)  # the other three hang: one of one is free
+
+
+def test_where_much_was_due_the_session_goes_on_with_what_is_due_next() -> None:
+    gitrepos = [register(f"r{number}", url=f"https://git.example.com/r{number}.git") for number in range(BUSY_ROWS + 1)]
+    late = Remote.objects.filter(pk=gitrepos[-1].remote_id)
+    late.update(**Remote.due_in(database_now(), 3600))
+    engine = OneByOne()
+    engine.when_empty = lambda: late.update(**Remote.due_in(database_now(), 0.3))
+
+    assert watched(50, engine).found == [BUSY_ROWS, 1, 0]
+
+
+@pytest.mark.parametrize(("due", "is_busy"), [(BUSY_ROWS, True), (BUSY_ROWS - 1, False)])
+def test_where_little_was_due_the_rest_is_left_to_the_next_tick(due: int, is_busy: bool) -> None:
+    for number in range(due):
+        register(f"r{number}", url=f"https://git.example.com/r{number}.git")
+    session = Session(OneByOne(), limit=50, budget_seconds=20, stopping=lambda: False)
+
+    session._claim(0.0)
+
+    assert (session.busy_until > time.monotonic()) == is_busy
+
+
+def test_somebody_who_waits_is_claimed_before_the_rest_is_due_for_it() -> None:
+    gitrepo = register()
+    session = Session(OneByOne(), limit=4, budget_seconds=20, stopping=lambda: False)
+    now = time.monotonic()
+    session.next_claim, session.next_look = now + 100, now
+    assert session._is_time_to_claim(now)  # it never was polled, and somebody waits
+
+    Remote.objects.filter(pk=gitrepo.remote_id).update(answered=1)
+    session.next_look = now
+    assert not session._is_time_to_claim(now)
+    registration.force(gitrepo.pk)
+    assert not session._is_time_to_claim(now)  # not with every turn
+    assert session._is_time_to_claim(now + LOOK_SECONDS)
+
+
+@pytest.mark.parametrize("is_awaited", [True, False])
+def test_an_answer_that_somebody_waits_for_is_written_soon(is_awaited: bool) -> None:
+    for number in range(2):
+        register(f"r{number}", url=f"https://git.example.com/r{number}.git")
+    Remote.objects.update(answered=0 if is_awaited else 1)
+    session = Session(OneByOne(), limit=4, budget_seconds=20, stopping=lambda: False)
+    session._claim(0.0)
+    session._collect(session.engine.wait(0)[0])
+    session.last_flush = time.monotonic() - (URGENT_SECONDS + FLUSH_SECONDS) / 2
+
+    session._flush_if_time()
+
+    assert bool(session.answers) != is_awaited
+
+
+@pytest.mark.parametrize(("due_seconds", "is_left"), [(-5.0, True), (-0.001, False), (5.0, False)])
+def test_what_a_claim_left_is_told_from_what_became_due_after_it(due_seconds: float, is_left: bool) -> None:
+    gitrepo = register()
+    now = database_now()
+    Remote.objects.filter(pk=gitrepo.remote_id).update(**Remote.due_in(now, due_seconds))
+    started = time.monotonic()
+
+    asked = are_hosts_full()
+
+    assert asked == is_left or time.monotonic() - started > 0.09  # a machine so slow that it became old meanwhile
+
+
+def test_answers_are_written_together_while_more_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.poll.session.FLUSH_SECONDS", 1000.0)
+    for number in range(12):
+        register(f"r{number}", url=f"https://git.example.com/r{number}.git")
+    Remote.objects.update(answered=F("wakes"))
+
+    assert watched(1).written == [12]
+
+
+def test_what_is_answered_when_nothing_more_may_be_claimed_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.poll.session.FLUSH_SECONDS", 1000.0)
+    for number in range(4):
+        register(f"r{number}", url=f"https://git.example.com/r{number}.git")
+    Remote.objects.update(answered=F("wakes"))
+    session = Watched(OneByOne(), limit=2, budget_seconds=20, stopping=lambda: False)
+    session._claim(0.0)
+    session.claim_until = 0.0
+
+    assert session.run().polled == 2
+    assert session.written == [2]
