@@ -41,11 +41,15 @@ def finish_many(
     wanted: Any = model._meta.get_field(returning)
     # SQLite returns columns of the table alone, and knows no alias there.
     t = "t." if connection.vendor == "postgresql" else ""
+    # A planner that knows nothing of a list's length may walk the whole table for it.
+    few = ""
+    if connection.vendor == "postgresql":
+        few, parameters = " AND t.id = ANY(%s)", [*parameters, [row.pk for row, _ in rows]]
     # The names are ours, and every value is a parameter.
     sql = (
         f"WITH v ({', '.join(fields)}) AS ({source}) UPDATE {connection.ops.quote_name(model._meta.db_table)} AS t "
         f"SET {', '.join(f'{column} = {value}' for column, value in sets.items())} "
-        f"FROM v WHERE t.id = v.pk AND t.lease_token = v.token RETURNING {t}id, {t}{wanted.column}"
+        f"FROM v WHERE t.id = v.pk AND t.lease_token = v.token{few} RETURNING {t}id, {t}{wanted.column}"
     )
     column = wanted.get_col(model._meta.db_table)
     converters = [*connection.ops.get_db_converters(column), *wanted.get_db_converters(connection)]
