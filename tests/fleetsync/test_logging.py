@@ -133,6 +133,41 @@ def test_json_is_one_object_with_its_values(json_log: Log) -> None:
     }
 
 
+def test_many_events_are_written_as_one_by_one(log: Log) -> None:
+    batch = [{"repository": "https://git.example.com/a.git", "lag": 0.25}, {"repository": f"b\n{FORGED}", "lag": None}]
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
+        for event in batch:
+            log.structlog.info("poll", **event)
+        one_by_one = log.text
+        our_logging.log_each(log.name, "poll", batch)
+    together = log.text.removeprefix(one_by_one)
+
+    def said(text: str) -> list[Any]:
+        if log.name.endswith("json"):
+            return [{**json.loads(line), "timestamp": ""} for line in text.splitlines()]
+        return [sorted(line.split()[1:]) for line in text.splitlines()]
+
+    assert "r1" in together
+    assert said(together) == said(one_by_one)
+
+
+def test_many_events_below_the_level_are_not_written(log: Log) -> None:
+    logging.getLogger(log.name).setLevel("WARNING")
+    try:
+        our_logging.log_each(log.name, "poll", [{"lag": 1}])
+    finally:
+        logging.getLogger(log.name).setLevel("NOTSET")
+    our_logging.log_each(log.name, "poll", [])
+    assert not log.text
+
+
+@pytest.mark.parametrize("values", [{"password": CANARY}, {"url": f"https://user:{CANARY}@git.example.com/x.git"}])
+def test_secrets_are_redacted_in_many_events(log: Log, values: dict[str, Any]) -> None:
+    our_logging.log_each(log.name, "poll", [values])
+    assert CANARY not in log.text
+    assert our_logging.REDACTED in log.text
+
+
 @pytest.mark.parametrize(
     "values",
     [

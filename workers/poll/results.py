@@ -13,6 +13,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import Case, F, Q, Value, When
 
 from fleetsync.failpoints import hit
+from fleetsync.logging import log_each
 from repos.breaker import Word, heard
 from repos.bulk import finish_many
 from repos.doorbells import ring_on_commit
@@ -179,8 +180,8 @@ def _store(findings: Sequence[Finding]) -> int:
         counted["fenced_writes", "stage=poll"] = len(findings) - len(mine)
         Counter.add(counted)
         hit("poll.commit")
-    for finding in findings:
-        _log(finding, mine)
+    # In Fleet's words, so that anybody can see from the log alone who is being followed.
+    log_each(__name__, "Reconciling GitRepo status", [_line(finding, mine) for finding in findings])
     return len(mine)
 
 
@@ -335,23 +336,22 @@ def _columns(finding: Finding, now: datetime, patient_until: datetime, unsettled
     }
 
 
-def _log(finding: Finding, schedules: dict[int, datetime | None]) -> None:
-    """One line for each poll, in Fleet's words, so that anybody can see from the log alone who is being followed."""
+def _line(finding: Finding, schedules: dict[int, datetime | None]) -> dict[str, Any]:
+    """What the log says of one poll."""
     claimed, result = finding.claimed, finding.result
     first = next(iter(claimed.follows), None)
     head = finding.heads.get(first) if first else None
     scheduled = schedules.get(claimed.remote.pk)
-    log.info(
-        "Reconciling GitRepo status",
-        gitrepo=first.name if first else "",
-        gitrepos=sum(follow.count for follow in claimed.follows),
-        repository=claimed.remote.url,
-        commit=head.commit if head else "",
-        result=_result(finding),
-        error=result.error.message if result.error else "",
-        claimed_at=claimed.claimed_at.isoformat(),
-        lag_seconds=round(claimed.lag_seconds, 3),
-        poll_seconds=round(result.seconds, 3),
-        next_poll_at=scheduled.isoformat() if scheduled else "",
-        owned=claimed.remote.pk in schedules,
-    )
+    return {
+        "gitrepo": first.name if first else "",
+        "gitrepos": sum(follow.count for follow in claimed.follows),
+        "repository": claimed.remote.url,
+        "commit": head.commit if head else "",
+        "result": _result(finding),
+        "error": result.error.message if result.error else "",
+        "claimed_at": claimed.claimed_at.isoformat(),
+        "lag_seconds": round(claimed.lag_seconds, 3),
+        "poll_seconds": round(result.seconds, 3),
+        "next_poll_at": scheduled.isoformat() if scheduled else "",
+        "owned": claimed.remote.pk in schedules,
+    }
