@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psycopg
 
-from bench.installation import Usage, below, usage_of
+from bench.installation import AS_PRODUCTION, Usage, below, usage_of
 from bench.servers import MAIN, MAIN_COMMIT, git_server
 
 CHILD = "OVERHEAD_POSTMASTER"
@@ -156,6 +156,7 @@ def with_postgresql() -> int:
     with tempfile.TemporaryDirectory(prefix="fs-overhead-") as folder:
         os.environ.update(
             DJANGO_SETTINGS_MODULE="fleetsync.settings",
+            **AS_PRODUCTION,
             DATA_DIR=folder,
             LOG_FORMAT="json",
             GIT_ALLOW_HTTP="on",
