@@ -184,6 +184,14 @@ def give_back(row: Leased, **columns: Any) -> bool:
     return finish(row, crashes=row.crashes, **columns)
 
 
+def give_back_many(rows: Sequence[Leased]) -> None:
+    """Like give_back(), for rows of one model."""
+    if rows:
+        keys, tokens = [row.pk for row in rows], {row.lease_token for row in rows}
+        mine = type(rows[0])._default_manager.filter(pk__in=keys, lease_token__in=tokens)
+        mine.update(**{name: value for name, value in RELEASED.items() if name != "crashes"})
+
+
 def renew(row: Leased, seconds: float) -> bool:
     """Prolong the lease of `row` to `seconds` from now. False: the row is no longer the caller's."""
     return held(row).update(lease_until=database_now() + timedelta(seconds=seconds)) == 1

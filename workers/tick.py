@@ -1,19 +1,22 @@
 """The tick: once a second, is anything due? It rings for whatever is due and unleased, in any stage."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import QuerySet
+from django.db.models import F, Q, QuerySet
 
 from fleetsync.failpoints import hit
 from repos.doctor.probing import queues_to_ask
 from repos.doorbells import ENOUGH_WAITING, ring, ring_probe
-from repos.leases import Leased, claimable, database_now, longest_lease_seconds
+from repos.leases import Leased, claimable, database_now, leased, longest_lease_seconds
 from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
 from repos.statements import rows_of
 
 STATEMENT_TIMEOUT_MS = 2000
+# A poll session claims once a second: what has just become due is its next claim's, and two sessions where one is enough
+# cost nearly twice as much.
+LEFT_TO_SESSIONS_SECONDS = 1.5
 
 # What each queue's doorbell looks at, and how many due rows are worth one more doorbell.
 STAGES: dict[str, tuple[tuple[type[Leased], ...], int]] = {
@@ -24,15 +27,26 @@ STAGES: dict[str, tuple[tuple[type[Leased], ...], int]] = {
 }
 
 
-def _due(now: datetime, model: type[Leased], most: int, _: float) -> QuerySet[Leased, Any]:
-    return model._default_manager.filter(claimable(model, now)).values_list("pk")[:most]
+def _due(now: datetime, model: type[Leased], most: int, late_seconds: float, _: float) -> QuerySet[Leased, Any]:
+    due = claimable(model, now)
+    if late_seconds:
+        late = Q(**{f"{model.DUE}__lte": now - timedelta(seconds=late_seconds)})
+        due &= late | Q(wakes__gt=F("answered"))
+    return model._default_manager.filter(due).values_list("pk")[:most]
+
+
+def _polled(now: datetime, _: float) -> QuerySet[Remote, Any]:
+    return Remote.objects.filter(leased(now)).values_list("pk")[:1]
 
 
 def due_count(models: tuple[type[Leased], ...], now: datetime, most: int) -> int:
-    """How many rows are due and unleased, counted no further than `most`."""
-    count = 0
+    """How many rows are due and unleased, counted no further than `most`; of remotes, while a session polls some, those
+    alone that it has not come to for a while, and those that somebody waits for.
+    """
+    count, longest = 0, longest_lease_seconds()
     for model in models:
-        count += len(rows_of(_due, now, model, most - count, longest_lease_seconds()))
+        late_seconds = LEFT_TO_SESSIONS_SECONDS if model is Remote and rows_of(_polled, now, longest) else 0.0
+        count += len(rows_of(_due, now, model, most - count, late_seconds, longest))
         if count >= most:
             break
     return count

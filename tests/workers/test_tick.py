@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import current_app
+from django.db.models import F, Q
 from pytest_django import Settings
 
 from fleetsync.redis import redis_client
@@ -70,6 +71,35 @@ def test_each_stage_is_rung_for_its_own_rows(queue: str, broker: RedisServer, se
 
     assert tick() == {queue: 1}
     assert waiting(broker) == {queue: 1}
+
+
+@pytest.mark.parametrize(
+    ("due_seconds_ago", "is_awaited", "is_polled", "rung"),
+    [
+        (0.1, False, False, True),
+        (0.1, False, True, False),  # the session at work comes to it with its next claim
+        (0.1, True, True, True),
+        (5.0, False, True, True),
+        (-60.0, True, True, False),
+    ],
+)
+def test_while_a_session_polls_what_has_just_become_due_is_left_to_it(
+    due_seconds_ago: float, is_awaited: bool, is_polled: bool, rung: bool
+) -> None:
+    other, remote = register("other").remote, register("one", insecure_skip_tls_verify=True).remote
+    others = Remote.objects.filter(pk=other.pk)
+    if is_polled:
+        assert len(claim(Remote, limit=1, seconds=30, where=Q(pk=other.pk))) == 1
+    else:
+        others.update(**Remote.not_due())
+    columns = {"answered": 0 if is_awaited else F("wakes")}
+    Remote.objects.filter(pk=remote.pk).update(**Remote.due_in(later(-due_seconds_ago), 0), **columns)
+
+    assert due_count((Remote,), database_now(), 9) == int(rung)
+
+    # A lease that has run out is nobody's work.
+    others.update(lease_until=later(-1), next_poll_at=None)
+    assert due_count((Remote,), database_now(), 9) == int(due_seconds_ago > 0)
 
 
 def test_what_somebody_holds_or_what_is_not_due_is_not_rung_for() -> None:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -48,14 +48,20 @@ class ClaimedRemote:
     """A leased Remote as it was read at the claim, with what its followers follow."""
 
     remote: Remote
+    # Of the claim, or, where it had to wait for a slot after that, of its turn: from here on its poll counts.
     claimed_at: datetime
     follows: tuple[Follow, ...]
-    # On the monotonic clock.
+    # The same on the monotonic clock.
     begun: float = field(default_factory=time.monotonic, compare=False)
+
+    def in_turn(self) -> "ClaimedRemote":
+        """The same, whose turn has come now."""
+        now = time.monotonic()
+        return replace(self, claimed_at=self.claimed_at + timedelta(seconds=now - self.begun), begun=now)
 
     @property
     def lag_seconds(self) -> float:
-        """How late the claim is against the schedule."""
+        """How late the poll is against the schedule."""
         due = self.remote.next_poll_at
         return max(0.0, (self.claimed_at - due).total_seconds()) if due else 0.0
 

@@ -1,10 +1,14 @@
-"""A poll session: keep a number of requests in flight, claim only into free slots, write results a few times a second.
+"""A poll session: keep a number of requests in flight, claim what their slots will soon have room for, write results a few
+times a second.
 
 A server that hangs holds its own slot until its own deadline, and nobody else's. Claims and writes cost nearly the same for
-one row as for fifty, so what nobody waits for waits a moment for company: a second to be claimed, half of one to be written.
+one row as for fifty, so what nobody waits for waits a moment for company: a second to be claimed, half of one to be written;
+and a claim takes more than there are free slots, as much as slots came back lately. What then has to wait, because the slots
+do not come back, is given back.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -15,7 +19,7 @@ from django.conf import settings
 from fleetsync.failpoints import hit
 from fleetsync.stopping import drain_seconds
 from repos.fields import SecretUnreadable
-from repos.leases import give_back
+from repos.leases import give_back_many
 from workers.access import access_of
 from workers.poll.claim import ClaimedRemote, are_hosts_full, claim_remotes, claim_suspect, due_and_awaited
 from workers.poll.engine import Engine, PollError, PollRequest, PollResult
@@ -35,6 +39,11 @@ SLOW_SECONDS = 1.0
 # Servers that answer faster have emptied all slots before the next claim is done: then a claim waits for nearly all of them.
 FAST_SECONDS = 0.05
 ROOM, ROOM_FAST = 0.5, 0.9
+# A claim takes as many more as slots came back in so long a time, for at most so many rounds; what has waited for a slot for
+# longer is given back.
+AHEAD_SECONDS = 0.5
+AHEAD_ROUNDS = 3
+LONGEST_WAIT_SECONDS = 1.0
 # The weight of one answer in what answers typically take.
 ANSWER_WEIGHT = 0.1
 # After a claim of so many rows a session goes on for so long: another one would begin at the next tick, or at once, to find
@@ -63,9 +72,12 @@ class Session:
         self.holds_suspect = False
         self.give_up_at: float | None = None
         self.claimed: dict[int, ClaimedRemote] = {}
+        # Claimed, and waiting for a slot.
+        self.waiting: deque[ClaimedRemote] = deque()
         self.answers: list[tuple[ClaimedRemote, PollResult]] = []
         self.next_claim = self.next_look = 0.0
-        self.last_flush = self.started
+        self.last_flush = self.last_claim = self.started
+        self.answered_since_claim = 0
         # Whether something was due at the last claim or was written since, whether that claim found as much as there was room
         # for, and whether more was due than hosts had room for.
         self.found_work = self.found_more = self.hosts_are_full = False
@@ -96,6 +108,7 @@ class Session:
                 continue
             for result in self.engine.wait(WAIT_SECONDS):
                 self._collect(result)
+            self._fill_slots()
             self._flush_if_time()
             if self.claimed and self.stopping():
                 self._give_up_if_time()
@@ -103,6 +116,7 @@ class Session:
     def _collect(self, result: PollResult) -> None:
         claimed = self.claimed.pop(result.key)
         self.answers.append((claimed, result))
+        self.answered_since_claim += 1
         self.is_urgent = self.is_urgent or claimed.is_awaited
         self.typical_seconds += ANSWER_WEIGHT * (result.seconds - self.typical_seconds)
 
@@ -137,8 +151,7 @@ class Session:
         if now < self.give_up_at:
             return
         claims, self.claimed = list(self.claimed.values()), {}
-        for claimed in claims:
-            give_back(claimed.remote)
+        give_back_many([claimed.remote for claimed in claims])
         log.warning("polls given back, because the worker stops", polls=len(claims))
         self.engine.abandon()
 
@@ -151,16 +164,32 @@ class Session:
         if self.holds_suspect:
             self.found_work = True
             return
-        free = self.limit - len(self.claimed)
-        batch = claim_remotes(free) if free > 0 else []
-        for claimed in batch:
-            self._start(claimed)
-        if free > 0:
-            self.found_work, self.found_more = bool(batch), len(batch) == free
+        room = self.limit - len(self.claimed) + self._ahead() - len(self.waiting)
+        if room > 0:
+            batch = claim_remotes(room)
+            self.last_claim, self.answered_since_claim = time.monotonic(), 0
+            # Those whom somebody waits for first.
+            self.waiting.extendleft(claimed for claimed in batch if claimed.is_awaited)
+            self.waiting.extend(claimed for claimed in batch if not claimed.is_awaited)
+            self._fill_slots()
+            self.found_work, self.found_more = bool(batch), len(batch) == room
             if len(batch) >= BUSY_ROWS:
                 self.busy_until = time.monotonic() + BUSY_SECONDS
-            self.hosts_are_full = len(batch) < free and bool(self.claimed or self.answers) and are_hosts_full()
+            self.hosts_are_full = len(batch) < room and bool(self.claimed or self.answers) and are_hosts_full()
         self.next_claim, self.next_look = now + CLAIM_SECONDS, now + LOOK_SECONDS
+
+    def _ahead(self) -> int:
+        """How many slots will come back soon, as they did since the last claim."""
+        since = max(time.monotonic() - self.last_claim, 1e-3)
+        return min(int(self.answered_since_claim / since * AHEAD_SECONDS), AHEAD_ROUNDS * self.limit)
+
+    def _fill_slots(self) -> None:
+        """Ask what waits for a slot, as far as there are free ones; what waits in vain goes back, for others to ask."""
+        while self.waiting and len(self.claimed) < self.limit:
+            self._start(self.waiting.popleft().in_turn())
+        if self.waiting and (self.stopping() or time.monotonic() > self.waiting[-1].begun + LONGEST_WAIT_SECONDS):
+            give_back_many([claimed.remote for claimed in self.waiting])
+            self.waiting.clear()
 
     def _start(self, claimed: ClaimedRemote) -> None:
         if not claimed.follows:

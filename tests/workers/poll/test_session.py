@@ -309,6 +309,7 @@ def test_a_claim_waits_for_half_of_the_slots_and_for_nearly_all_where_answers_ar
 ) -> None:
     monkeypatch.setattr("workers.poll.session.CLAIM_SECONDS", 1000.0)
     monkeypatch.setattr("workers.poll.session.LOOK_SECONDS", 1000.0)
+    monkeypatch.setattr("workers.poll.session.AHEAD_ROUNDS", 0)
     # The last claim finds little, so that the session does not wait for more.
     for number in range(20):
         register(f"r{number}", url=f"https://git.example.com/r{number}.git")
