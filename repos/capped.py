@@ -24,7 +24,7 @@ from repos.leases import (
     of_suspects,
     this_process,
 )
-from repos.statements import Written, among, lock_in_order, rows_of, written
+from repos.statements import Written, among, lock_in_order, rounded_up, rows_of, written
 
 # How many times as many due rows as are wanted are looked at before all of them are.
 OLDEST_LOOKED_AT = 4
@@ -63,7 +63,8 @@ def claim_capped(
         now = database_now()
         chosen = within_cap(candidates, live_leases(model, group, now), cap, ones)
         found = _take_if_due(model, chosen, suspects=suspects, seconds=seconds, now=now, defer=defer) if chosen else []
-        prefetch_related_objects(found, *related)
+        # Django takes its time to find out that there is nothing to read.
+        prefetch_related_objects(found, *(name for name in related if any(getattr(row, f"{name}_id") for row in found)))
     return found, now
 
 
@@ -100,7 +101,7 @@ def _candidates(
     which takes as long as there are many.
     """
     full = tuple(sorted(key for key, count in live.items() if count >= (1 if key in ones else cap)))
-    most = OLDEST_LOOKED_AT * limit
+    most = OLDEST_LOOKED_AT * rounded_up(limit)
     longest = longest_lease_seconds()
     oldest = rows_of(_oldest, now, model, suspects, longest, group, full, most)
     within = set(within_cap(oldest, live, cap, ones))

@@ -75,7 +75,9 @@ def patience(host_ids: Iterable[int], now: datetime) -> dict[tuple[int, int], da
     """Until when hosts want to be left alone, by (host, credential or 0), where that is still to come."""
     wanted = set(host_ids)
     asked = [pk for (pk,) in rows_of(_not_before, now)]
-    rows = HostNotBefore.objects.filter(pk__in=asked, host__in=wanted) if asked else HostNotBefore.objects.none()
+    if not asked:
+        return {}
+    rows = HostNotBefore.objects.filter(pk__in=asked, host__in=wanted)
     return {
         (host, credential): until for host, credential, until in rows.values_list("host", "credential_key", "until")
     }

@@ -51,6 +51,11 @@ def fetched(sql: str, parameters: Sequence[Any]) -> list[Any]:
         return list(cursor.fetchall())
 
 
+def rounded_up(count: int) -> int:
+    """The next power of two: a limit that is never twice the same would have its statement written each time."""
+    return 1 << max(0, count - 1).bit_length()
+
+
 def among(keys: Collection[int]) -> Written:
     """The end of a condition that a column is one of `keys`."""
     if connection.vendor == "postgresql":

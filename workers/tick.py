@@ -40,16 +40,24 @@ def _polled(now: datetime, _: float) -> QuerySet[Remote, Any]:
 
 
 def due_count(models: tuple[type[Leased], ...], now: datetime, most: int) -> int:
-    """How many rows are due and unleased, counted no further than `most`; of remotes, while a session polls some, those
-    alone that it has not come to for a while, and those that somebody waits for.
-    """
-    count, longest = 0, longest_lease_seconds()
+    """How many rows are due and unleased, counted no further than `most`."""
+    count = 0
     for model in models:
-        late_seconds = LEFT_TO_SESSIONS_SECONDS if model is Remote and rows_of(_polled, now, longest) else 0.0
-        count += len(rows_of(_due, now, model, most - count, late_seconds, longest))
+        count += len(rows_of(_due, now, model, most - count, 0.0, longest_lease_seconds()))
         if count >= most:
             break
     return count
+
+
+def polls_to_ring(now: datetime) -> int:
+    """How many doorbells what is due to be polled is worth. One, where nobody polls: that session may be enough. While one
+    is at work, what it has not come to for a while, and what somebody waits for, is worth more.
+    """
+    longest, rows = longest_lease_seconds(), STAGES["poll"][1]
+    if not rows_of(_polled, now, longest):
+        return min(1, due_count((Remote,), now, 1))
+    late = rows_of(_due, now, Remote, ENOUGH_WAITING * rows, LEFT_TO_SESSIONS_SECONDS, longest)
+    return -(-len(late) // rows)
 
 
 def tick() -> dict[str, int]:
@@ -63,8 +71,11 @@ def tick() -> dict[str, int]:
                 cursor.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}")
         now = database_now()
         due = {
-            queue: -(-due_count(models, now, ENOUGH_WAITING * rows) // rows) for queue, (models, rows) in STAGES.items()
+            queue: -(-due_count(models, now, ENOUGH_WAITING * rows) // rows)
+            for queue, (models, rows) in STAGES.items()
+            if queue != "poll"
         }
+        due["poll"] = polls_to_ring(now)
         questions = queues_to_ask(now)
         hit("tick")
     for queue in questions:

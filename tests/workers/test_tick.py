@@ -19,7 +19,7 @@ from repos.models import Adoption, Cluster, Delivery, Remote, SyncJob
 from tests.core import A, cluster, later, observed, register
 from tests.fleetsync.conftest import RedisServer
 from workers.tasks import prune
-from workers.tick import STAGES, due_count, tick
+from workers.tick import STAGES, due_count, polls_to_ring, tick
 
 pytestmark = pytest.mark.django_db
 
@@ -95,11 +95,22 @@ def test_while_a_session_polls_what_has_just_become_due_is_left_to_it(
     columns = {"answered": 0 if is_awaited else F("wakes")}
     Remote.objects.filter(pk=remote.pk).update(**Remote.due_in(later(-due_seconds_ago), 0), **columns)
 
-    assert due_count((Remote,), database_now(), 9) == int(rung)
+    assert polls_to_ring(database_now()) == int(rung)
 
     # A lease that has run out is nobody's work.
     others.update(lease_until=later(-1), next_poll_at=None)
-    assert due_count((Remote,), database_now(), 9) == int(due_seconds_ago > 0)
+    assert polls_to_ring(database_now()) == int(due_seconds_ago > 0)
+
+
+@pytest.mark.parametrize(("is_polled", "rung"), [(False, 1), (True, 3)])
+def test_one_session_comes_first_and_others_where_it_is_too_slow(is_polled: bool, rung: int) -> None:
+    first = register("first").remote
+    columns = {"host": first.host, "url": first.url, "answered": 1, "wakes": 1, **Remote.due_in(later(-5), 0)}
+    Remote.objects.bulk_create(Remote(identity=str(number), **columns) for number in range(102))
+    if is_polled:
+        assert len(claim(Remote, limit=1, seconds=30, where=Q(pk=first.pk))) == 1
+
+    assert polls_to_ring(database_now()) == rung
 
 
 def test_what_somebody_holds_or_what_is_not_due_is_not_rung_for() -> None:

@@ -19,7 +19,7 @@ from repos.models import Counter, Host, Remote
 from repos.quarantine import is_quarantined, sentence, wait_seconds
 from repos.refs import followed_ref
 from repos.remotes import patience
-from repos.statements import THEN, among, fetched, rows_of
+from repos.statements import THEN, among, fetched, rounded_up, rows_of
 
 log = structlog.get_logger(__name__)
 
@@ -91,8 +91,8 @@ def _oldest_due(now: datetime, most: int, _: float) -> QuerySet[Remote, Any]:
 
 def due_and_awaited(most: int) -> list[bool]:
     """For each due remote that is no suspect, `most` of them at most, whether somebody waits for its poll."""
-    found = rows_of(_oldest_due, database_now(), most, longest_lease_seconds())
-    return [answered < wakes for answered, wakes in found]
+    found = rows_of(_oldest_due, database_now(), rounded_up(most), longest_lease_seconds())
+    return [answered < wakes for answered, wakes in found[:most]]
 
 
 def are_hosts_full() -> bool:
