@@ -10,7 +10,8 @@ import datetime as dt
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import select
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -146,7 +147,7 @@ def render_json(_: WrappedLogger, __: str, event_dict: EventDict) -> str:
 
 def log_each(logger: str, event: str, batch: Sequence[Mapping[str, Any]]) -> None:
     """One line of level info for each of `batch`, as structlog would write it, at a third of the cost: what is the same for
-    all is found once, and they are written together.
+    all is found once, and they are written together where that keeps lines whole.
     """
     where = logging.getLogger(logger)
     if batch and where.isEnabledFor(logging.INFO):
@@ -229,6 +230,22 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
     }
 
 
+def in_atomic_writes(text: str) -> Iterator[str]:
+    """The lines of `text`, as many together as a pipe takes at once: what is longer is mixed with what other processes write
+    to the same pipe (POSIX: write(2), PIPE_BUF).
+    """
+    part: list[str] = []
+    size = 0
+    for line in text.split("\n"):
+        length = len(line.encode()) + 1
+        if part and size + length > select.PIPE_BUF:
+            yield "\n".join(part)
+            part, size = [], 0
+        part.append(line)
+        size += length
+    yield "\n".join(part)
+
+
 class StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """A stream handler for which a formatter may raise DropEvent: the line is dropped, no one complains."""
 
@@ -241,8 +258,10 @@ class StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
-            if text:
-                self.stream.write(text + self.terminator)
+            if not text:
+                return
+            for part in in_atomic_writes(text) if hasattr(record, _BATCH) else (text,):
+                self.stream.write(part + self.terminator)
                 self.flush()
         except RecursionError:
             raise

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import select
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,6 +150,31 @@ def test_many_events_are_written_as_one_by_one(log: Log) -> None:
 
     assert "r1" in together
     assert said(together) == said(one_by_one)
+
+
+class Writes(io.StringIO):
+    """Remembers what each flush wrote, as a pipe would see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[str] = []
+
+    def flush(self) -> None:
+        self.written.append(self.getvalue())
+        self.truncate(0)
+        self.seek(0)
+
+
+@pytest.mark.parametrize("word", ["x", "ü"])
+def test_no_write_of_many_events_is_longer_than_a_pipe_takes_at_once(log: Log, word: str) -> None:
+    stream = Writes()
+    log.handler.setStream(stream)
+
+    our_logging.log_each(log.name, "poll", [{"number": number, "what": word * 300} for number in range(200)])
+
+    assert 10 < len(stream.written) < 200
+    assert all(len(text.encode()) <= select.PIPE_BUF and text.endswith("\n") for text in stream.written)
+    assert "".join(stream.written).count("\n") == 200
 
 
 def test_many_events_below_the_level_are_not_written(log: Log) -> None:
