@@ -184,12 +184,20 @@ class Session:
         return min(int(self.answered_since_claim / since * AHEAD_SECONDS), AHEAD_ROUNDS * self.limit)
 
     def _fill_slots(self) -> None:
-        """Ask what waits for a slot, as far as there are free ones; what waits in vain goes back, for others to ask."""
+        """Ask what waits for a slot, as far as there are free ones; what waits in vain goes back, for others to ask.
+
+        That is looked at first: somebody who was frozen meanwhile would ask what is no longer his.
+        """
+        if self.waiting and time.monotonic() > self.waiting[-1].begun + LONGEST_WAIT_SECONDS:
+            self._give_back_waiting()
         while self.waiting and len(self.claimed) < self.limit:
             self._start(self.waiting.popleft().in_turn())
-        if self.waiting and (self.stopping() or time.monotonic() > self.waiting[-1].begun + LONGEST_WAIT_SECONDS):
-            give_back_many([claimed.remote for claimed in self.waiting])
-            self.waiting.clear()
+        if self.waiting and self.stopping():
+            self._give_back_waiting()
+
+    def _give_back_waiting(self) -> None:
+        give_back_many([claimed.remote for claimed in self.waiting])
+        self.waiting.clear()
 
     def _start(self, claimed: ClaimedRemote) -> None:
         if not claimed.follows:

@@ -88,6 +88,18 @@ def test_what_waits_for_slots_in_vain_is_given_back_and_stays_due(stops: bool) -
     assert all(due is not None and due <= database_now() for due in free.values_list("next_poll_at", flat=True))
 
 
+def test_who_was_frozen_asks_nothing_of_what_waited_though_there_is_a_slot() -> None:
+    session = unasked(4, limit=2)
+    session.answered_since_claim = 1000
+    session._claim(0.0)
+    session.waiting[-1] = replace(session.waiting[-1], begun=time.monotonic() - LONGEST_WAIT_SECONDS - 1)
+    session._collect(session.engine.wait(0)[0])
+
+    session._fill_slots()
+
+    assert (session.engine.in_flight, len(session.waiting), leased_count()) == (1, 0, 2)
+
+
 def test_what_somebody_else_holds_meanwhile_is_not_given_back() -> None:
     session = unasked(6, limit=2)
     session.answered_since_claim = 1000
