@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
@@ -17,6 +18,8 @@ STATEMENT_TIMEOUT_MS = 2000
 # A poll session claims once a second: what has just become due is its next claim's, and two sessions where one is enough
 # cost nearly twice as much.
 LEFT_TO_SESSIONS_SECONDS = 1.5
+# A session that claims has claimed in this time. What it holds for longer may hang, and says nothing of that.
+JUST_CLAIMED_SECONDS = 2.0
 
 # What each queue's doorbell looks at, and how many due rows are worth one more doorbell.
 STAGES: dict[str, tuple[tuple[type[Leased], ...], int]] = {
@@ -35,8 +38,9 @@ def _due(now: datetime, model: type[Leased], most: int, late_seconds: float, _: 
     return model._default_manager.filter(due).values_list("pk")[:most]
 
 
-def _polled(now: datetime, _: float) -> QuerySet[Remote, Any]:
-    return Remote.objects.filter(leased(now)).values_list("pk")[:1]
+def _just_claimed(now: datetime, poll_lease: float, _: float) -> QuerySet[Remote, Any]:
+    since = now + timedelta(seconds=poll_lease - JUST_CLAIMED_SECONDS)
+    return Remote.objects.filter(leased(now), lease_until__gt=since).values_list("pk")[:1]
 
 
 def due_count(models: tuple[type[Leased], ...], now: datetime, most: int) -> int:
@@ -50,11 +54,11 @@ def due_count(models: tuple[type[Leased], ...], now: datetime, most: int) -> int
 
 
 def polls_to_ring(now: datetime) -> int:
-    """How many doorbells what is due to be polled is worth. One, where nobody polls: that session may be enough. While one
-    is at work, what it has not come to for a while, and what somebody waits for, is worth more.
+    """How many doorbells what is due to be polled is worth. One, where nobody claims: that session may be enough. While one
+    does, what it has not come to for a while, and what somebody waits for, is worth more.
     """
     longest, rows = longest_lease_seconds(), STAGES["poll"][1]
-    if not rows_of(_polled, now, longest):
+    if not rows_of(_just_claimed, now, settings.POLL_LEASE, longest):
         return min(1, due_count((Remote,), now, 1))
     late = rows_of(_due, now, Remote, ENOUGH_WAITING * rows, LEFT_TO_SESSIONS_SECONDS, longest)
     return -(-len(late) // rows)

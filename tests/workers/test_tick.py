@@ -84,12 +84,12 @@ def test_each_stage_is_rung_for_its_own_rows(queue: str, broker: RedisServer, se
     ],
 )
 def test_while_a_session_polls_what_has_just_become_due_is_left_to_it(
-    due_seconds_ago: float, is_awaited: bool, is_polled: bool, rung: bool
+    due_seconds_ago: float, is_awaited: bool, is_polled: bool, rung: bool, settings: Settings
 ) -> None:
     other, remote = register("other").remote, register("one", insecure_skip_tls_verify=True).remote
     others = Remote.objects.filter(pk=other.pk)
     if is_polled:
-        assert len(claim(Remote, limit=1, seconds=30, where=Q(pk=other.pk))) == 1
+        assert len(claim(Remote, limit=1, seconds=settings.POLL_LEASE, where=Q(pk=other.pk))) == 1
     else:
         others.update(**Remote.not_due())
     columns = {"answered": 0 if is_awaited else F("wakes")}
@@ -97,18 +97,21 @@ def test_while_a_session_polls_what_has_just_become_due_is_left_to_it(
 
     assert polls_to_ring(database_now()) == int(rung)
 
-    # A lease that has run out is nobody's work.
-    others.update(lease_until=later(-1), next_poll_at=None)
-    assert polls_to_ring(database_now()) == int(due_seconds_ago > 0)
+    # A lease that has run out, or one that a poll which hangs has had for long, says of nobody that he claims.
+    for seconds in (-1, settings.POLL_LEASE - 5):
+        others.update(lease_until=later(seconds), next_poll_at=None)
+        assert polls_to_ring(database_now()) == int(due_seconds_ago > 0)
 
 
 @pytest.mark.parametrize(("is_polled", "rung"), [(False, 1), (True, 3)])
-def test_one_session_comes_first_and_others_where_it_is_too_slow(is_polled: bool, rung: int) -> None:
+def test_one_session_comes_first_and_others_where_it_is_too_slow(
+    is_polled: bool, rung: int, settings: Settings
+) -> None:
     first = register("first").remote
     columns = {"host": first.host, "url": first.url, "answered": 1, "wakes": 1, **Remote.due_in(later(-5), 0)}
     Remote.objects.bulk_create(Remote(identity=str(number), **columns) for number in range(102))
     if is_polled:
-        assert len(claim(Remote, limit=1, seconds=30, where=Q(pk=first.pk))) == 1
+        assert len(claim(Remote, limit=1, seconds=settings.POLL_LEASE, where=Q(pk=first.pk))) == 1
 
     assert polls_to_ring(database_now()) == rung
 
