@@ -165,9 +165,10 @@ class Formatter(structlog.stdlib.ProcessorFormatter):
         batch: Sequence[Mapping[str, Any]] | None = getattr(record, _BATCH, None)
         if batch is None:
             return super().format(record)
-        shared: EventDict = {"event": record.msg, "level": record.levelname.lower(), "logger": record.name}
-        shared = _STAMP(None, "", structlog.contextvars.merge_contextvars(None, "", shared))
-        lines = (self._render(None, "", redact_and_bound(None, "", {**event, **shared})) for event in batch)
+        context = structlog.contextvars.get_contextvars()
+        own: EventDict = {"event": record.msg, "level": record.levelname.lower(), "logger": record.name}
+        own = _STAMP(None, "", own)
+        lines = (self._render(None, "", redact_and_bound(None, "", {**context, **event, **own})) for event in batch)
         return "\n".join(map(str, lines))
 
 

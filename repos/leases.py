@@ -185,11 +185,15 @@ def give_back(row: Leased, **columns: Any) -> bool:
 
 
 def give_back_many(rows: Sequence[Leased]) -> None:
-    """Like give_back(), for rows of one model."""
-    if rows:
-        keys, tokens = [row.pk for row in rows], {row.lease_token for row in rows}
-        mine = type(rows[0])._default_manager.filter(pk__in=keys, lease_token__in=tokens)
-        mine.update(**{name: value for name, value in RELEASED.items() if name != "crashes"})
+    """Like give_back(), for rows of one model: locked in the order of their keys, as by everybody who locks several."""
+    by_key = {row.pk: row.lease_token for row in rows}
+    released = {name: value for name, value in RELEASED.items() if name != "crashes"}
+    if by_key:
+        manager = type(rows[0])._default_manager
+        with transaction.atomic():
+            locked = manager.select_for_update(no_key=True).filter(pk__in=by_key).order_by("pk")
+            mine = [pk for pk, token in locked.values_list("pk", "lease_token") if token and token == by_key[pk]]
+            manager.filter(pk__in=mine).update(**released)
 
 
 def renew(row: Leased, seconds: float) -> bool:

@@ -122,11 +122,10 @@ def frozen(point: str, lease: float, about: str, world: World, report: Report) -
     one = http_load(world)
     late_writes = counter(world, "fenced_writes")
     with world.frozen_at(point, one.name if about and not world.anyone else "", push=one) as pid:
-        time.sleep(lease + TICK + 2)
         if point == "deliver.apply" and not world.anyone:
-            # What the frozen one brings has to be older than what is there when it goes on.
+            # What the frozen one brings is to be older than what is there when it goes on.
             one.push()
-            wait_until("a newer commit is delivered meanwhile", lambda: world.delivered(one), 30)
+        time.sleep(lease + TICK + 2)
         report.notes["frozen"] = pid
     if point in ("poll.store", "sync.conclude", "deliver.applied"):
         # For the report alone: whether somebody has taken the row by now is a matter of who was free. What a write that

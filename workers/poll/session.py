@@ -9,12 +9,13 @@ do not come back, is given back.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 import structlog
 from django.conf import settings
+from django.db import DatabaseError
 
 from fleetsync.failpoints import hit
 from fleetsync.stopping import drain_seconds
@@ -108,6 +109,8 @@ class Session:
                 continue
             for result in self.engine.wait(WAIT_SECONDS):
                 self._collect(result)
+            if self.waiting and self.stopping():
+                self._give_back_waiting()
             self._fill_slots()
             self._flush_if_time()
             if self.claimed and self.stopping():
@@ -151,7 +154,7 @@ class Session:
         if now < self.give_up_at:
             return
         claims, self.claimed = list(self.claimed.values()), {}
-        give_back_many([claimed.remote for claimed in claims])
+        self._give_back(claims)
         log.warning("polls given back, because the worker stops", polls=len(claims))
         self.engine.abandon()
 
@@ -162,12 +165,13 @@ class Session:
             for claimed in batch:
                 self._start(claimed)
         if self.holds_suspect:
-            self.found_work = True
+            self.found_work, self.found_more, self.next_claim = True, False, now
             return
         room = self.limit - len(self.claimed) + self._ahead() - len(self.waiting)
         if room > 0:
             batch = claim_remotes(room)
             self.last_claim, self.answered_since_claim = time.monotonic(), 0
+            self._let_go_of_what_is_claimed_anew(batch)
             # Those whom somebody waits for first.
             self.waiting.extendleft(claimed for claimed in batch if claimed.is_awaited)
             self.waiting.extend(claimed for claimed in batch if not claimed.is_awaited)
@@ -183,21 +187,38 @@ class Session:
         since = max(time.monotonic() - self.last_claim, 1e-3)
         return min(int(self.answered_since_claim / since * AHEAD_SECONDS), AHEAD_ROUNDS * self.limit)
 
+    def _let_go_of_what_is_claimed_anew(self, batch: Sequence[ClaimedRemote]) -> None:
+        """Who was frozen for longer than a lease before a claim may find his own remotes in it: what waited for a slot is
+        asked under the new lease alone, and of what is in flight the answer under the old one hits no row.
+        """
+        anew = {claimed.remote.pk for claimed in batch}
+        self.waiting = deque(claimed for claimed in self.waiting if claimed.remote.pk not in anew)
+
     def _fill_slots(self) -> None:
         """Ask what waits for a slot, as far as there are free ones; what waits in vain goes back, for others to ask.
 
         That is looked at first: somebody who was frozen meanwhile would ask what is no longer his.
         """
-        if self.waiting and time.monotonic() > self.waiting[-1].begun + LONGEST_WAIT_SECONDS:
+        if self.waiting and time.monotonic() > min(w.begun for w in self.waiting) + LONGEST_WAIT_SECONDS:
             self._give_back_waiting()
         while self.waiting and len(self.claimed) < self.limit:
-            self._start(self.waiting.popleft().in_turn())
-        if self.waiting and self.stopping():
-            self._give_back_waiting()
+            claimed = self.waiting.popleft()
+            if claimed.remote.pk in self.claimed:
+                self._give_back([claimed])
+            else:
+                self._start(claimed.in_turn())
 
     def _give_back_waiting(self) -> None:
-        give_back_many([claimed.remote for claimed in self.waiting])
+        self._give_back(self.waiting)
         self.waiting.clear()
+
+    @staticmethod
+    def _give_back(claims: Iterable[ClaimedRemote]) -> None:
+        try:
+            give_back_many([claimed.remote for claimed in claims])
+        except DatabaseError as error:
+            # Their leases run out, and they are polled again.
+            log.warning("polls could not be given back", error=str(error)[:200])
 
     def _start(self, claimed: ClaimedRemote) -> None:
         if not claimed.follows:

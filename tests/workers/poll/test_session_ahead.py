@@ -9,7 +9,7 @@ from django.db.models import F
 
 from repos.leases import database_now
 from repos.models import Remote
-from tests.core import fresh, register
+from tests.core import fresh, later, register
 from tests.workers.poll.test_session import OneByOne
 from workers.poll.session import LONGEST_WAIT_SECONDS, Session
 
@@ -54,6 +54,18 @@ def test_what_was_claimed_ahead_is_asked_in_turn_and_counts_from_then() -> None:
     assert len(session.waiting) == 1
 
 
+def test_suspects_are_tried_one_after_the_other_without_turning_in_between() -> None:
+    session = unasked(3, limit=2)
+    suspects = Remote.objects.order_by("pk")[:2]
+    Remote.objects.filter(pk__in=[remote.pk for remote in suspects]).update(crashes=2)
+    session.found_more, session.next_claim = True, time.monotonic() + 100
+
+    session._claim(0.0)
+
+    # What was true of an earlier claim would keep the answer from being written, and the next claim from being made.
+    assert session.holds_suspect and not session.found_more and session.next_claim <= time.monotonic()
+
+
 def test_somebody_who_waits_is_asked_before_others_of_the_same_claim() -> None:
     session = unasked(6, limit=2)
     last = Remote.objects.order_by("next_poll_at").last()
@@ -66,8 +78,7 @@ def test_somebody_who_waits_is_asked_before_others_of_the_same_claim() -> None:
     assert last.pk in session.claimed
 
 
-@pytest.mark.parametrize("stops", [True, False])
-def test_what_waits_for_slots_in_vain_is_given_back_and_stays_due(stops: bool) -> None:
+def test_what_waits_for_slots_in_vain_is_given_back_and_stays_due() -> None:
     session = unasked(6, limit=2)
     Remote.objects.update(crashes=1)
     session.answered_since_claim = 1000
@@ -76,16 +87,47 @@ def test_what_waits_for_slots_in_vain_is_given_back_and_stays_due(stops: bool) -
 
     session._fill_slots()
     assert leased_count() == 6  # not yet
-    if stops:
-        session.stopping = lambda: True
-    else:
-        session.waiting[-1] = replace(session.waiting[-1], begun=time.monotonic() - LONGEST_WAIT_SECONDS - 1)
+    session.waiting[-1] = replace(session.waiting[-1], begun=time.monotonic() - LONGEST_WAIT_SECONDS - 1)
     session._fill_slots()
 
     assert (leased_count(), len(session.waiting), session.engine.in_flight) == (2, 0, 2)
     free = Remote.objects.filter(lease_token__isnull=True)
     assert set(free.values_list("crashes", "lease_until", "lease_owner")) == {(1, None, "")}
     assert all(due is not None and due <= database_now() for due in free.values_list("next_poll_at", flat=True))
+
+
+def test_who_is_to_stop_asks_nothing_more_of_what_waits() -> None:
+    session = unasked(6, limit=2)
+    session.answered_since_claim = 1000
+    session._claim(0.0)
+    session.stopping = lambda: True
+
+    session.run()
+
+    assert (session.polled, leased_count(), len(session.waiting)) == (2, 0, 0)
+
+
+def test_what_is_claimed_anew_is_asked_once_and_under_the_new_lease() -> None:
+    session = unasked(2, limit=1)
+    session.answered_since_claim = 1000
+    session._claim(0.0)
+    asked, waited = next(iter(session.claimed)), session.waiting[0].remote
+    # As if frozen for longer than a lease, right before the next claim.
+    Remote.objects.update(lease_until=later(-1))
+    session.answered_since_claim = 1000
+
+    session._claim(0.0)
+
+    assert {w.remote.pk for w in session.waiting} == {pk for (pk,) in Remote.objects.values_list("pk")}
+    tokens = {w.remote.lease_token for w in session.waiting}
+    assert len(session.waiting) == 2 and waited.lease_token not in tokens
+    session._fill_slots()
+    session.limit = 3
+    session._fill_slots()
+    assert sorted(session.claimed) == sorted({w.key for w in session.engine.requests})  # type: ignore[attr-defined]
+    assert session.engine.in_flight == 2
+    again = Remote.objects.get(pk=asked)
+    assert again.lease_token is None  # its question is on its way: the answer will be nobody's, and it is due
 
 
 def test_who_was_frozen_asks_nothing_of_what_waited_though_there_is_a_slot() -> None:
@@ -106,8 +148,7 @@ def test_what_somebody_else_holds_meanwhile_is_not_given_back() -> None:
     session._claim(0.0)
     theirs = session.waiting[-1].remote.pk
     Remote.objects.filter(pk=theirs).update(lease_token=uuid.uuid4())
-    session.stopping = lambda: True
 
-    session._fill_slots()
+    session._give_back_waiting()
 
     assert leased_count() == 3 and fresh(Remote.objects.get(pk=theirs)).lease_token is not None
