@@ -135,7 +135,10 @@ def test_json_is_one_object_with_its_values(json_log: Log) -> None:
 
 
 def test_many_events_are_written_as_one_by_one(log: Log) -> None:
-    batch = [{"repository": "https://git.example.com/a.git", "lag": 0.25}, {"repository": f"b\n{FORGED}", "lag": None}]
+    batch: list[dict[str, Any]] = [
+        {"repository": "https://git.example.com/a.git", "lag": 0.25},
+        {"repository": f"b\n{FORGED}", "lag": None},
+    ]
     with structlog.contextvars.bound_contextvars(request_id="r1", lag="the event's own wins"):
         for event in batch:
             log.structlog.info("poll", **event)
