@@ -43,7 +43,8 @@ def test_what_was_claimed_ahead_is_asked_in_turn_and_counts_from_then() -> None:
     session.answered_since_claim = 1000
     session._claim(0.0)
     waiting = session.waiting[0]
-    time.sleep(0.2)
+    # As if it had waited for so long.
+    session.waiting[0] = replace(waiting, begun=waiting.begun - 0.2)
 
     session._collect(session.engine.wait(0)[0])
     session._fill_slots()
@@ -124,8 +125,7 @@ def test_what_is_claimed_anew_is_asked_once_and_under_the_new_lease() -> None:
     session._fill_slots()
     session.limit = 3
     session._fill_slots()
-    assert sorted(session.claimed) == sorted({w.key for w in session.engine.requests})  # type: ignore[attr-defined]
-    assert session.engine.in_flight == 2
+    assert session.engine.in_flight == len(session.claimed) == 2  # a remote asked twice would be one more in flight
     again = Remote.objects.get(pk=asked)
     assert again.lease_token is None  # its question is on its way: the answer will be nobody's, and it is due
 
