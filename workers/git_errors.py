@@ -150,7 +150,7 @@ class MirrorBusy(GitError):
 class GitMissing(GitError):
     cause = "git-missing"
     local = True
-    sentence = "git could not be started. Install git 2.32 or newer on the worker's PATH."
+    sentence = "git could not be started. Install git 2.37 or newer on the worker's PATH."
 
 
 def _any(*patterns: str) -> re.Pattern[str]:

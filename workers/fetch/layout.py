@@ -13,6 +13,8 @@ SHA256 = "[extensions]\n\tobjectformat = sha256\n"
 # git itself reads nothing of this. That blobs may be missing is told to the commands that must know it (partial.py), so
 # that no other one ever fetches what it stumbles over.
 PARTIAL = "[fleetsync]\n\tpartial = true\n"
+# What a mirror is made and removed as, always under its lock. Earlier versions put their process id for the 0.
+NEW, OLD = ".new-0", ".old-0"
 # git's temporary files: packs on their way in, packs being rewritten, loose objects. A `.keep` is what a
 # fetch puts beside its new pack until the ref is written.
 TEMPORARY = ("tmp_*", ".tmp-*", "*.keep", "incoming-*", "tmp_objdir-*")
@@ -33,7 +35,7 @@ def config(kind: str, *, partial: bool) -> str:
 
 def make(folder: Path, kind: str, *, partial: bool = False) -> None:
     """An empty bare repository at `folder`, which appears whole or not at all."""
-    new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
+    new = folder.with_name(folder.name + NEW)
     shutil.rmtree(new, ignore_errors=True)
     for name in ("objects/info", "objects/pack", "refs/fleetsync", "info"):
         (new / name).mkdir(parents=True)
@@ -76,7 +78,7 @@ def call_whole(folder: Path, kind: str) -> None:
 
 def discard(folder: Path) -> None:
     """Move the mirror out of the way, so that it is gone at once, then remove it."""
-    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    old = folder.with_name(folder.name + OLD)
     _remove(old)
     if folder.exists():
         folder.rename(old)
@@ -94,8 +96,15 @@ def tidy(folder: Path) -> int:
 
 def leftovers(folder: Path) -> list[Path]:
     """What tidy() removes. While nobody holds the mirror's lock, it belongs to dead processes."""
-    halves = (*folder.parent.glob(f"{folder.name}.old-*"), *folder.parent.glob(f"{folder.name}.new-*"))
-    return [*halves, *_leftovers(folder)]
+    # Asked for by name: looking for names takes as long as there are mirrors beside this one.
+    halves = (folder.with_name(folder.name + suffix) for suffix in (NEW, OLD))
+    return [*(half for half in halves if half.exists()), *_leftovers(folder)]
+
+
+def tidy_after_others(folder: Path) -> None:
+    """Remove what killed processes of earlier versions left beside the mirror. Only for who holds its lock alone."""
+    for half in (*folder.parent.glob(f"{folder.name}.old-*"), *folder.parent.glob(f"{folder.name}.new-*")):
+        _remove(half)
 
 
 def _remove(path: Path) -> None:

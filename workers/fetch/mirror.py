@@ -170,6 +170,7 @@ class Mirror:
         with disk_errors(), locked(self.lock_file, shared=False) as lock:
             if self.folder.exists():
                 layout.tidy(self.folder)
+                layout.tidy_after_others(self.folder)
                 call = self._local(deadline_seconds, lock)
                 try:
                     if layout.is_partial(self.folder):
@@ -195,6 +196,7 @@ class Mirror:
             if not still():
                 return False
             layout.tidy(self.folder)
+            layout.tidy_after_others(self.folder)
             layout.discard(self.folder)
             self.lock_file.unlink(missing_ok=True)
             return True

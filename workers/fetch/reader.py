@@ -1,4 +1,4 @@
-"""Objects of a mirror by id, through two `git cat-file` processes that live as long as the reader."""
+"""Objects of a mirror by id, through a `git cat-file` process that lives as long as the reader."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,15 +39,14 @@ class GitBlob:
 class _Slot:
     """A cat-file process that is started when it is first asked."""
 
-    def __init__(self, call: GitCall, option: str) -> None:
+    def __init__(self, call: GitCall) -> None:
         self._call = call
-        self._option = option
         self._child: Child | None = None
         self._ending = ExitStack()
 
     def open(self) -> Child:
         if self._child is None:
-            self._child = self._ending.enter_context(child(self._call, "cat-file", self._option))
+            self._child = self._ending.enter_context(child(self._call, "cat-file", "--batch-command"))
         return self._child
 
     def close(self, only: Child | None = None) -> None:
@@ -66,8 +65,7 @@ class GitObjectReader:
         """`fill`(ids, most bytes together) brings objects into a mirror in which they may be lacking."""
         self.filled = 0
         self._fill = fill
-        self._contents = _Slot(call, "--batch")
-        self._infos = _Slot(call, "--batch-check=%(objectname) %(objectsize)")
+        self._slot = _Slot(call)
 
     def __enter__(self) -> Self:
         return self
@@ -78,8 +76,7 @@ class GitObjectReader:
         self.close()
 
     def close(self) -> None:
-        self._contents.close()
-        self._infos.close()
+        self._slot.close()
 
     def root_tree(self, commit: str) -> str:
         """The id of the commit's tree. fetch() has seen to it that the commit is there."""
@@ -89,9 +86,9 @@ class GitObjectReader:
         return answer[0]
 
     def tree(self, tree_id: str) -> list[TreeItem]:
-        source = self._contents.open()
+        source = self._slot.open()
         try:
-            source.write(tree_id.encode() + b"\n")
+            source.write(f"contents {tree_id}\n".encode())
             size = _header(source, tree_id, b"tree")
             if size > MAX_TREE_BYTES:
                 self.close()
@@ -125,7 +122,7 @@ class GitObjectReader:
         return [size for answer in answers if answer for size in (answer[1],)]
 
     def blobs(self, object_ids: Iterable[str]) -> Iterator[GitBlob]:
-        source = self._contents.open()
+        source = self._slot.open()
         ids = iter(object_ids)
         waiting: deque[str] = deque()
         complete = False
@@ -133,7 +130,7 @@ class GitObjectReader:
             while True:
                 if len(waiting) <= WINDOW // 2:
                     more = list(islice(ids, WINDOW - len(waiting)))
-                    source.write("".join(f"{i}\n" for i in more).encode())
+                    source.write("".join(f"contents {i}\n" for i in more).encode())
                     waiting.extend(more)
                 if not waiting:
                     complete = True
@@ -149,19 +146,20 @@ class GitObjectReader:
         finally:
             if not complete:
                 # Answers are still on their way, so the next question needs a new process.
-                self._contents.close(source)
+                self._slot.close(source)
 
     def _info(self, names: Sequence[str]) -> list[tuple[str, int] | None]:
         """(id, size) for each name, None for what is not there."""
-        source, answers, asked = self._infos.open(), list[tuple[str, int] | None](), 0
+        source, answers, asked = self._slot.open(), list[tuple[str, int] | None](), 0
         try:
             while len(answers) < len(names):
                 while asked < len(names) and asked - len(answers) < WINDOW:
                     chunk = names[asked : asked + WINDOW // 2]
-                    source.write("".join(f"{name}\n" for name in chunk).encode())
+                    source.write("".join(f"info {name}\n" for name in chunk).encode())
                     asked += len(chunk)
-                first, _, second = source.read_line().decode().rpartition(" ")
-                answers.append((first, int(second)) if second.isdigit() else None)
+                # `<id> <type> <size>`, or `<name> missing`.
+                words = source.read_line().decode().split(" ")
+                answers.append((words[0], int(words[2])) if len(words) == 3 and words[2].isdigit() else None)
         except GitFailed as failed:
             raise self._broken(failed) from failed
         return answers

@@ -235,7 +235,7 @@ class TestLeftovers:
         for name in self.LEFT:
             (mirror.folder / name).parent.mkdir(exist_ok=True)
             (mirror.folder / name).write_text("left")
-        half = mirror.folder.with_name("1.old-99")
+        half = mirror.folder.with_name("1.old-0")
         half.mkdir()
 
         commit = repository.commit({"a": "y"})
@@ -244,6 +244,18 @@ class TestLeftovers:
         assert held(mirror) == {"1": commit}
         assert not [name for name in self.LEFT if (mirror.folder / name).exists()]
         assert not half.exists()
+
+    def test_those_of_earlier_versions_go_with_the_next_repacking(
+        self, repository: Repository, mirror: Mirror, fetch: Fetch
+    ) -> None:
+        fetch(repository.file_url, repository.commit({"a": "x"}))
+        others = [mirror.folder.with_name(name) for name in ("1.old-99", "1.new-99")]
+        for other in others:
+            other.mkdir()
+
+        mirror.maintain(deadline_seconds=30)
+
+        assert not [other for other in others if other.exists()]
 
 
 class TestDamage:
