@@ -11,7 +11,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from repos import registration
 from repos.doctor.finding import KINDS
 from repos.leases import database_now
-from repos.metrics import observe_push_to_applied
+from repos.metrics import push_to_applied
 from repos.models import Counter, GitRepo, Host, Remote
 from tests.repos.history import a_cluster, a_delivery, a_gitrepo, a_revision, failing
 
@@ -123,7 +123,7 @@ def test_findings_have_a_series_for_each_kind(client: Client) -> None:
 def test_from_push_to_applied(client: Client) -> None:
     """S3."""
     for seconds in (0.4, 3, 3, 4000):
-        observe_push_to_applied(seconds)
+        Counter.add(push_to_applied(seconds))
     series = scrape(client)
     name = "push_to_applied_seconds"
     assert value(series, f"{name}_count") == 4

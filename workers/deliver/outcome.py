@@ -8,13 +8,14 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Subquery
 
 from repos import registration
 from repos.deliveries import unless_changed
 from repos.doorbells import ring_on_commit
 from repos.events import cut, record_event
 from repos.leases import database_now, finish, held
-from repos.metrics import observe_push_to_applied
+from repos.metrics import push_to_applied
 from repos.models import Counter, Delivery, DeliveryRecord, GitRepo, Revision, SyncJob
 from repos.quarantine import sentence, wait_seconds
 from repos.schedule import next_wait_seconds
@@ -43,15 +44,16 @@ def applied(delivery: Delivery) -> bool:
             ),
             applied_epoch=delivery.epoch,
             applied_sequence=delivery.sequence,
-            applied_revision=_still_known(delivery.wanted_revision),
+            applied_revision=_if_still_known(wanted),
             applied_bundle=delivery.wanted_bundle,
             applied_at=now,
         )
         if gitrepo is None or not done:
             return _lost(delivery)
+        counted = {("deliveries", "result=" + ("removed" if delivery.removal else "applied")): 1.0}
         if wanted is not None:
-            _close_record(delivery, now)
-        Counter.add({("deliveries", "result=" + ("removed" if delivery.removal else "applied")): 1})
+            counted |= _close_record(delivery, now)
+        Counter.add(counted)
         if delivery.removal:
             record_event(gitrepo, "Removed", f"removed from {delivery.cluster.name}", now)
             registration.purge(gitrepo)
@@ -65,15 +67,15 @@ def applied(delivery: Delivery) -> bool:
     return True
 
 
-def _close_record(delivery: Delivery, now: datetime) -> None:
+def _close_record(delivery: Delivery, now: datetime) -> dict[tuple[str, str], float]:
+    """End the ledger's line as delivered; what is counted for it, nothing if it had ended before."""
     revision = delivery.wanted_revision
     assert revision is not None  # noqa: S101 (for mypy: the caller looked)
     records = DeliveryRecord.objects.filter(revision=revision, cluster=delivery.cluster_id)
     ended = records.exclude(outcome__in=[Outcome.DELIVERED, Outcome.UNCHANGED]).update(
         outcome=Outcome.DELIVERED, error="", ended_at=now
     )
-    if ended:
-        observe_push_to_applied((now - (revision.pushed_at or revision.observed_at)).total_seconds())
+    return push_to_applied((now - (revision.pushed_at or revision.observed_at)).total_seconds()) if ended else {}
 
 
 def failed(delivery: Delivery, cause: str, message: str) -> bool:
@@ -185,9 +187,10 @@ def make_again(gitrepo: GitRepo, now: datetime) -> None:
     ring_on_commit("sync")
 
 
-def _still_known(revision: Revision | None) -> Revision | None:
-    """None if retention has removed it: it was superseded while it was being applied. The GitRepo's row is locked."""
-    return Revision.objects.filter(pk=revision.pk).first() if revision is not None else None
+def _if_still_known(revision: int | None) -> Subquery | None:
+    """null if retention has removed it: it was superseded while it was being applied. The GitRepo's row is locked."""
+    # Django writes nothing at all where a subquery is known to be empty.
+    return Subquery(Revision.objects.filter(pk=revision).values("pk")) if revision is not None else None
 
 
 def _locked_gitrepo(delivery: Delivery) -> GitRepo | None:
