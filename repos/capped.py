@@ -3,10 +3,9 @@
 Asked several times a second by each process, so that their statements are few, and kept (repos/statements.py).
 """
 
-import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.db import connection, models, transaction
@@ -20,9 +19,10 @@ from repos.leases import (
     claimable,
     database_now,
     leased,
+    lock_free_rows,
     longest_lease_seconds,
     of_suspects,
-    this_process,
+    take,
 )
 from repos.statements import Written, among, lock_in_order, rounded_up, rows_of, written
 
@@ -130,33 +130,13 @@ def _take_if_due(
     now: datetime,
     defer: Sequence[str],
 ) -> list[LeasedModel]:
-    """Lease, like take() in repos/leases.py, those of the rows `keys` that are still due, in one statement; the rows as they
-    are then, oldest first. Rows that somebody else has locked are passed over.
-    """
-    if seconds > longest_lease_seconds():
-        raise ValueError("a lease as long as this would count as expired")
+    """Lease those of the rows `keys` that are still due. Rows that somebody else has locked are passed over."""
     due, due_parameters = written(_due_condition, now, model, suspects, longest_lease_seconds())
     chosen, keys_parameters = among(keys)
-    fields: dict[str, Any] = {field.name: field for field in model._meta.concrete_fields}
-    lease = {
-        "lease_token": uuid.uuid4(),
-        "lease_until": now + timedelta(seconds=seconds),
-        "lease_owner": this_process(),
-    }
     table = connection.ops.quote_name(model._meta.db_table)
-    columns = [connection.ops.quote_name(field.column) for name, field in fields.items() if name not in defer]
-    lock = " FOR UPDATE SKIP LOCKED" if connection.features.has_select_for_update_skip_locked else ""
-    # The names are ours, and every value is a parameter. Materialised: locked once, whatever plan is made.
-    sql = (
-        f"WITH free (pk) AS MATERIALIZED (SELECT id FROM {table} WHERE id {chosen} AND {due} ORDER BY id{lock}) "  # noqa: S608
-        f"UPDATE {table} AS t SET lease_token = %s, lease_until = %s, lease_owner = %s, "
-        "crashes = t.crashes + CASE WHEN t.lease_until IS NULL THEN 0 ELSE 1 END "
-        f"FROM free WHERE t.id = free.pk RETURNING {', '.join(columns)}"
-    )
-    values = [fields[name].get_db_prep_save(value, connection) for name, value in lease.items()]
-    found = list(model._default_manager.raw(sql, (*keys_parameters, *due_parameters, *values)))
-    hit(f"claim.{model._meta.model_name}")
-    return sorted(found, key=lambda row: (getattr(row, model.DUE), row.pk))
+    # The names are ours, and every value is a parameter.
+    query = f"SELECT id FROM {table} WHERE id {chosen} AND {due} ORDER BY id{lock_free_rows()}"  # noqa: S608
+    return take(model, query, (*keys_parameters, *due_parameters), seconds=seconds, now=now, defer=defer)
 
 
 def _live(now: datetime, model: type[Leased], group: str, _: float) -> models.QuerySet[Any, Any]:

@@ -9,8 +9,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
@@ -18,9 +19,10 @@ from typing import Any, ClassVar, Self, TypeVar
 import structlog
 from django.conf import settings
 from django.db import connection, connections, models, transaction
-from django.db.models import Case, F, Q, When
+from django.db.models import Q
 
 from fleetsync.failpoints import hit
+from repos.statements import Written, written
 
 log = structlog.get_logger(__name__)
 
@@ -117,29 +119,51 @@ def of_suspects(suspects: bool | None) -> Q:
     return Q() if suspects is None else suspect() if suspects else ~suspect()
 
 
-def take(rows: Sequence[LeasedModel], *, seconds: float, now: datetime, extra: dict[str, Any] | None = None) -> None:
-    """Lease `rows`, which the caller has locked in the running transaction, for `seconds`, with one token for all.
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A condition on due rows whose statement is kept: `build(now, *arguments)`, as for written() in repos/statements.py."""
+
+    build: Callable[..., Q]
+    arguments: tuple[Hashable, ...] = ()
+
+
+def take(
+    model: type[LeasedModel],
+    chosen: str,
+    parameters: Sequence[Any],
+    *,
+    seconds: float,
+    now: datetime,
+    extra: Mapping[str, Any] | None = None,
+    defer: Collection[str] = (),
+) -> list[LeasedModel]:
+    """Lease the rows whose keys the query `chosen` answers, which locks them, for `seconds`, with one token for all, and set
+    the columns `extra`, in one statement; the rows as they are then, oldest first, without the columns `defer`.
 
     A lease that is still there was never given back: its holder ended without a word.
     """
     if seconds > longest_lease_seconds():
         raise ValueError("a lease as long as this would count as expired")
-    if not rows:
-        return
-    model = type(rows[0])
-    lease = {
+    fields: dict[str, Any] = {field.name: field for field in model._meta.concrete_fields}
+    quoted = connection.ops.quote_name
+    values = {
         "lease_token": uuid.uuid4(),
         "lease_until": now + timedelta(seconds=seconds),
         "lease_owner": this_process(),
+        **(extra or {}),
     }
-    kind = models.PositiveIntegerField()
-    crashed = Case(When(lease_until__isnull=False, then=F("crashes") + 1), default=F("crashes"), output_field=kind)
-    model._default_manager.filter(pk__in=[row.pk for row in rows]).update(crashes=crashed, **lease, **(extra or {}))
+    sets = "".join(f"{quoted(fields[name].column)} = %s, " for name in values)
+    columns = ", ".join(quoted(field.column) for name, field in fields.items() if name not in defer)
+    # The names are ours, and every value is a parameter. Materialised: locked once, whatever plan is made.
+    sql = (
+        f"WITH free (pk) AS MATERIALIZED ({chosen}) UPDATE {quoted(model._meta.db_table)} AS t "  # noqa: S608
+        f"SET {sets}crashes = t.crashes + CASE WHEN t.lease_until IS NULL THEN 0 ELSE 1 END "
+        f"FROM free WHERE t.id = free.pk RETURNING {columns}"
+    )
+    stored = [fields[name].get_db_prep_save(value, connection) for name, value in values.items()]
+    rows = list(model._default_manager.raw(sql, (*parameters, *stored)))
     hit(f"claim.{model._meta.model_name}")
-    for row in rows:
-        row.crashes += int(row.lease_until is not None)
-        for name, value in {**lease, **(extra or {})}.items():
-            setattr(row, name, value)
+    return sorted(rows, key=lambda row: (getattr(row, model.DUE), row.pk))
 
 
 def claim(
@@ -147,26 +171,41 @@ def claim(
     *,
     limit: int,
     seconds: float,
-    where: Q | None = None,
-    extra: dict[str, Any] | None = None,
+    where: Q | Where | None = None,
+    extra: Callable[[datetime], Mapping[str, Any]] | None = None,
     suspects: bool | None = None,
 ) -> list[LeasedModel]:
     """At most `limit` due rows, oldest first, now leased to the caller for `seconds`.
 
-    `where` narrows the choice and `extra` sets further columns in the same statement. `suspects`: True claims suspects
+    `where` narrows the choice and `extra`(now) gives further columns to be set. `suspects`: True claims suspects
     alone (see suspect()), False passes them over, None makes no difference. Rows that another claim has
     locked are passed over (PostgreSQL); on SQLite claims take turns, because every transaction starts with the write
     lock.
     """
-    with transaction.atomic():
+    # Without a savepoint: in somebody's transaction, what fails here fails it whole.
+    with transaction.atomic(savepoint=False):
         now = database_now()
-        rows = list(
-            model._default_manager.select_for_update(skip_locked=True, of=("self",))
-            .filter(claimable(model, now), of_suspects(suspects), where or Q())
-            .order_by(model.DUE, "pk")[:limit]
-        )
-        take(rows, seconds=seconds, now=now, extra=extra)
-    return rows
+        asked = (model, suspects, longest_lease_seconds(), limit)
+        if isinstance(where, Q):
+            chosen, parameters = _due_keys(now, *asked, where)
+        else:
+            chosen, parameters = written(_due_keys, now, *asked, where)
+        return take(model, chosen, parameters, seconds=seconds, now=now, extra=extra(now) if extra else None)
+
+
+def _due_keys(
+    now: datetime, model: type[Leased], suspects: bool | None, _: float, limit: int, where: Q | Where | None
+) -> Written:
+    if isinstance(where, Where):
+        where = where.build(now, *where.arguments)
+    rows = model._default_manager.filter(claimable(model, now), of_suspects(suspects), where or Q())
+    sql, parameters = rows.order_by(model.DUE, "pk").values_list("pk")[:limit].query.sql_with_params()
+    return f"{sql}{lock_free_rows()}", tuple(parameters)
+
+
+def lock_free_rows() -> str:
+    """The end of a query that locks what it finds, and passes over what somebody else has locked."""
+    return " FOR UPDATE SKIP LOCKED" if connection.features.has_select_for_update_skip_locked else ""
 
 
 def held(row: Leased) -> models.QuerySet[Any]:

@@ -11,18 +11,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from typing import Any
 
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models.functions import Coalesce
 
 from fleetsync.failpoints import hit
 from fleetsync.stopping import drain_seconds
 from repos import deliveries, leases, registration
 from repos.events import cut, record_event
 from repos.fields import SecretUnreadable
-from repos.leases import Renewer, claim, database_now, finish, held, leased
+from repos.leases import Renewer, Where, claim, database_now, finish, held, leased
 from repos.models import Bundle, Counter, GitRepo, Mirror, Remote, Revision, SyncJob
 from repos.quarantine import is_quarantined, sentence
 from repos.quarantine import wait_seconds as quarantine_seconds
@@ -97,10 +99,14 @@ class Made:
     files: int = 0
 
 
-def claimable_jobs(now: datetime) -> Q:
+def free_jobs() -> Where:
     """Jobs whose GitRepo has none running, and whose mirror on this machine is free."""
+    return Where(_free_jobs, (settings.WORKER_HOST,))
+
+
+def _free_jobs(now: datetime, worker_host: str) -> Q:
     running = SyncJob.objects.filter(gitrepo=OuterRef("gitrepo"), state=State.RUNNING).exclude(pk=OuterRef("pk"))
-    fetching = Mirror.objects.filter(leased(now), remote=OuterRef("gitrepo__remote"), worker_host=settings.WORKER_HOST)
+    fetching = Mirror.objects.filter(leased(now), remote=OuterRef("gitrepo__remote"), worker_host=worker_host)
     return ~Exists(running) & ~Exists(fetching)
 
 
@@ -109,9 +115,15 @@ def run_session(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
     until = time.monotonic() + budget_seconds
     ran = 0
     with Renewer(settings.JOB_LEASE, stopping=stopping, drain_seconds=drain_seconds()) as renewer:
+        # Asked for until there is none: they are rare, and each question costs every job.
+        suspects = True
         while time.monotonic() < until and not stopping():
             first = time.monotonic() < until - budget_seconds * (1 - PROBATION_PART)
-            job = claim_job(suspects=first) or claim_job(suspects=not first)
+            job = None
+            for wanted in (True, False) if first else (False, True):
+                if job is None and (suspects or not wanted):
+                    job = claim_job(suspects=wanted)
+                    suspects = suspects and (job is not None or not wanted)
             if job is None:
                 break
             run_job(job, renewer)
@@ -122,13 +134,12 @@ def run_session(*, budget_seconds: float, stopping: Callable[[], bool]) -> int:
 def claim_job(*, suspects: bool) -> SyncJob | None:
     """Lease the oldest due job, a suspect or none; either way it is all that this process has in hand."""
     with transaction.atomic():
-        now = database_now()
         jobs = claim(
             SyncJob,
             limit=1,
             seconds=settings.JOB_LEASE,
-            where=claimable_jobs(now),
-            extra={"state": State.RUNNING, "started_at": now},
+            where=free_jobs(),
+            extra=lambda now: {"state": State.RUNNING, "started_at": now},
             suspects=suspects,
         )
         for job in jobs:
@@ -136,10 +147,11 @@ def claim_job(*, suspects: bool) -> SyncJob | None:
                 # Stored before the try, which may be the last thing that this process does.
                 job.failures = max(job.failures + 1, job.crashes)
                 columns = {"failures": job.failures, "last_error": cut(sentence(job.crashes))}
-                held(job).update(**columns, **SyncJob.due_in(now, quarantine_seconds(0.0, random.random())))  # noqa: S311
+                wait = quarantine_seconds(0.0, random.random())  # noqa: S311
+                held(job).update(**columns, **SyncJob.due_in(database_now(), wait))
     for job in jobs:
         if is_quarantined(job):
-            _tell_of_quarantine(job, now)
+            _tell_of_quarantine(job, database_now())
     return jobs[0] if jobs else None
 
 
@@ -181,23 +193,34 @@ def run_job(job: SyncJob, renewer: Renewer) -> None:
 
 def begin(job: SyncJob) -> Work:
     """Look again after the claim: what was queued may not be wanted any more. Raises Dropped, with the end written."""
-    followed = GitRepo.objects.select_related("remote__credential", "wanted_revision__bundle")
-    gitrepo = followed.filter(pk=job.gitrepo_id).first()
-    if gitrepo is None:
+    revision = _asked_for().filter(pk=job.revision_id).first()
+    if revision is None:
         raise Dropped("deleted")
-    revision = Revision.objects.get(pk=job.revision_id)
-    newer = SyncJob.objects.filter(gitrepo=gitrepo, revision__number__gt=revision.number, state__in=SyncJob.WAITING)
-    if is_for_nobody(gitrepo, revision) or newer.exists():
+    gitrepo = revision.gitrepo
+    if is_for_nobody(gitrepo, revision) or revision.newer:
         supersede(job)
         raise Dropped("superseded")
     if gitrepo.paused:
         give_back(job, 0.0)
         raise Dropped("paused")
     log.info("sync job started", gitrepo=gitrepo.name, commit=revision.commit, revision=revision.number)
-    since = gitrepo.wanted_revision.number if gitrepo.wanted_revision else 0
-    pushed_aside = gitrepo.revisions.filter(number__gt=since, number__lte=revision.number)
-    forced = pushed_aside.filter(reason__in=(Revision.Reason.FORCE, Revision.Reason.ROLLBACK)).exists()
-    return Work(job, gitrepo, revision, gitrepo.remote, forced)
+    return Work(job, gitrepo, revision, gitrepo.remote, revision.forced)
+
+
+def _asked_for() -> QuerySet[Any]:
+    """Revisions with all that a job has to know, in one statement: `newer`, whether a later one waits, and `forced`, as in
+    Work.
+    """
+    mine = {"gitrepo": OuterRef("gitrepo")}
+    newer = SyncJob.objects.filter(**mine, revision__number__gt=OuterRef("number"), state__in=SyncJob.WAITING)
+    pushed_aside = Revision.objects.filter(
+        **mine,
+        number__gt=Coalesce(OuterRef("gitrepo__wanted_revision__number"), 0),
+        number__lte=OuterRef("number"),
+        reason__in=(Revision.Reason.FORCE, Revision.Reason.ROLLBACK),
+    )
+    rows = Revision.objects.select_related("gitrepo__remote__credential", "gitrepo__wanted_revision__bundle")
+    return rows.annotate(newer=Exists(newer), forced=Exists(pushed_aside))
 
 
 def is_for_nobody(gitrepo: GitRepo, revision: Revision) -> bool:
@@ -234,13 +257,13 @@ def supersede(job: SyncJob) -> None:
 
 def mirror_of(remote: Remote) -> Mirror:
     """The leased row of the remote's mirror on this machine. Raises MirrorBusy if somebody fetches into it."""
-    mirror, _ = Mirror.objects.get_or_create(
-        remote=remote, worker_host=settings.WORKER_HOST, defaults={"due_at": database_now()}
-    )
-    rows = claim(Mirror, limit=1, seconds=settings.JOB_LEASE, where=Q(pk=mirror.pk))
-    if not rows:
-        raise MirrorBusy
-    return rows[0]
+    mine = {"remote": remote, "worker_host": settings.WORKER_HOST}
+    for _ in range(2):
+        if rows := claim(Mirror, limit=1, seconds=settings.JOB_LEASE, where=Q(**mine)):
+            return rows[0]
+        if not Mirror.objects.get_or_create(**mine, defaults={"due_at": database_now()})[1]:
+            break
+    raise MirrorBusy
 
 
 def make(work: Work, renewer: Renewer) -> Made:
@@ -340,6 +363,8 @@ def conclude(work: Work, made: Made) -> None:
     with transaction.atomic():
         gitrepo = GitRepo.objects.select_for_update(of=("self",)).filter(pk=work.gitrepo.pk).first()
         now = database_now()
+        if gitrepo is not None and gitrepo.wanted_revision_id == work.gitrepo.wanted_revision_id:
+            gitrepo.wanted_revision = work.gitrepo.wanted_revision  # read already
         if gitrepo is None or is_for_nobody(gitrepo, work.revision):
             supersede(work.job)
             return
@@ -373,10 +398,11 @@ def _unchanged(gitrepo: GitRepo, revision: Revision, made: Made, now: datetime) 
 
 
 def _changed(gitrepo: GitRepo, revision: Revision, made: Made, now: datetime) -> None:
-    revision.bundle, _ = Bundle.objects.update_or_create(
-        sha256=made.sha256,
-        defaults={"last_used_at": now},
-        create_defaults={"last_used_at": now, "size_bytes": made.size_bytes, "files": made.files},
+    [revision.bundle] = Bundle.objects.bulk_create(
+        [Bundle(sha256=made.sha256, last_used_at=now, size_bytes=made.size_bytes, files=made.files)],
+        update_conflicts=True,
+        unique_fields=["sha256"],
+        update_fields=["last_used_at"],
     )
     clusters = deliveries.matched_clusters(gitrepo)
     _keep(gitrepo, revision, made, Revision.Outcome.SYNCED if clusters else Revision.Outcome.NO_TARGET, now)

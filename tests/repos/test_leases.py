@@ -88,7 +88,7 @@ def test_the_oldest_go_first_and_no_more_than_asked_for() -> None:
 def test_extra_columns_are_set_with_the_claim() -> None:
     chore()
 
-    [row] = claim(Chore, limit=1, seconds=30, extra={"rounds": 7})
+    [row] = claim(Chore, limit=1, seconds=30, extra=lambda _: {"rounds": 7})
 
     assert (row.rounds, fresh(row).rounds) == (7, 7)
 

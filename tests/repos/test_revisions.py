@@ -62,7 +62,7 @@ def test_the_same_head_again_is_none(gitrepo: GitRepo) -> None:
 
 def test_a_new_revision_supersedes_the_waiting_job_and_leaves_the_running_one_alone(gitrepo: GitRepo) -> None:
     see(gitrepo, A)
-    [running] = claim(SyncJob, limit=1, seconds=60, extra={"state": SyncJob.State.RUNNING})
+    [running] = claim(SyncJob, limit=1, seconds=60, extra=lambda _: {"state": SyncJob.State.RUNNING})
     see(gitrepo, B)
     waiting = open_job(gitrepo)
 

@@ -10,7 +10,7 @@ from django.conf import settings as django_settings
 from pytest_django import Settings
 
 from repos import registration
-from repos.leases import claim, database_now
+from repos.leases import claim
 from repos.models import Counter, GitRepo, Mirror, Revision, SyncJob
 from tests.core import MAIN, adopt_all, answered, cluster, expire, fresh, later, register
 from tests.git_servers import Repository
@@ -162,9 +162,9 @@ def test_no_job_gets_a_mirror_that_is_being_collected(source: Repository) -> Non
     adopt_all()
     with collecting.leased_mirror(Mirror.objects.get().pk) as found:
         assert found is not None
-        assert not claim(SyncJob, limit=1, seconds=30, where=sync.claimable_jobs(database_now()))
+        assert not claim(SyncJob, limit=1, seconds=30, where=sync.free_jobs())
     assert Mirror.objects.get().lease_token is None
-    assert claim(SyncJob, limit=1, seconds=30, where=sync.claimable_jobs(database_now()))
+    assert claim(SyncJob, limit=1, seconds=30, where=sync.free_jobs())
 
 
 @pytest.mark.parametrize(

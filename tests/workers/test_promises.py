@@ -198,7 +198,7 @@ class World(RuleBasedStateMachine):
     def a_job_begins(self) -> None:
         now = database_now()
         started = {"state": SyncJob.State.RUNNING, "started_at": now}
-        for job in claim(SyncJob, limit=1, seconds=60, where=sync.claimable_jobs(now), extra=started):
+        for job in claim(SyncJob, limit=1, seconds=60, where=sync.free_jobs(), extra=lambda _: started):
             with suppress(sync.Dropped):
                 self.works.append(sync.begin(job))
 

@@ -89,7 +89,7 @@ def started() -> SyncJob:
     """The one job that is due, claimed as a session claims it."""
     now = database_now()
     extra = {"state": State.RUNNING, "started_at": now}
-    [job] = claim(SyncJob, limit=5, seconds=60, where=sync.claimable_jobs(now), extra=extra)
+    [job] = claim(SyncJob, limit=5, seconds=60, where=sync.free_jobs(), extra=lambda _: extra)
     return job
 
 
