@@ -82,8 +82,8 @@ def _adopt_one(gitrepo: GitRepo, remote: Remote, now: datetime) -> None:
         GitRepo.objects.filter(pk=gitrepo.pk).update(ref_failures=F("ref_failures") + 1, ref_error=sentence)
         record_event(gitrepo, "RefNotFound", sentence, now, warning=True)
         return
-    observe(gitrepo, head, now, answered=remote.answered)
-    GitRepo.objects.filter(pk=gitrepo.pk).update(adopted_remote=remote.pk, adopted_change=remote.change)
+    taken_in = {"adopted_remote": remote.pk, "adopted_change": remote.change}
+    observe(gitrepo, head, now, answered=remote.answered, **taken_in)
 
 
 def adopt(adoption: Adoption) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, F, Q, QuerySet, Value, When
 
 from repos.doorbells import ring_on_commit
 from repos.models import Cluster, ClusterGroup, Delivery, DeliveryRecord, GitRepo, Revision
@@ -59,10 +59,9 @@ def want(gitrepo: GitRepo, revision: Revision, clusters: Sequence[Cluster], now:
     }
     ids = [cluster.pk for cluster in clusters]
     existing = Delivery.objects.filter(gitrepo=gitrepo, cluster__in=ids)
-    known = set(existing.values_list("cluster_id", flat=True))
-    existing.update(sequence=F("sequence") + 1, **wanted)
+    there = existing.update(sequence=F("sequence") + 1, **wanted)
     Delivery.objects.bulk_create(
-        [Delivery(gitrepo=gitrepo, cluster_id=pk, sequence=1, **wanted) for pk in ids if pk not in known]
+        [Delivery(gitrepo=gitrepo, cluster_id=pk, sequence=1, **wanted) for pk in _missing(existing, ids, there)]
     )
     close_records(gitrepo, ids, Outcome.SUPERSEDED, now, but=revision)
     open_records(revision, ids, now)
@@ -74,11 +73,19 @@ def open_records(revision: Revision, cluster_ids: Iterable[int], now: datetime) 
     """The ledger's lines for `revision`, opened again where a cluster had been withdrawn."""
     cluster_ids = list(cluster_ids)
     records = DeliveryRecord.objects.filter(revision=revision, cluster__in=cluster_ids)
-    records.update(outcome=Outcome.PENDING, ended_at=None, error="")
-    known = set(records.values_list("cluster_id", flat=True))
+    there = records.update(outcome=Outcome.PENDING, ended_at=None, error="")
+    missing = _missing(records, cluster_ids, there)
     DeliveryRecord.objects.bulk_create(
-        [DeliveryRecord(revision=revision, cluster_id=pk, wanted_at=now) for pk in cluster_ids if pk not in known]
+        [DeliveryRecord(revision=revision, cluster_id=pk, wanted_at=now) for pk in missing]
     )
+
+
+def _missing(rows: QuerySet[Any], cluster_ids: Sequence[int], there: int) -> list[int]:
+    """The clusters of which `rows`, of which there are so many, have none. Asks only where some have one."""
+    if there in (0, len(cluster_ids)):
+        return [] if there else list(cluster_ids)
+    known = set(rows.values_list("cluster_id", flat=True))
+    return [pk for pk in cluster_ids if pk not in known]
 
 
 def close_records(

@@ -5,6 +5,8 @@ the remote, the request, the new match. Doorbells ring after the commit. Lock or
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
+from datetime import datetime
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -97,32 +99,30 @@ def register(spec: Mapping[str, Any]) -> GitRepo:
         raise _Moved  # it had no follower, and was pruned meanwhile
     gitrepo.remote = remotes[wanted]
     gitrepo.handled_force = gitrepo.force_sync_generation
-    gitrepo.save()
     now = database_now()
+    if not gitrepo.commit:
+        request(gitrepo, gitrepo.remote, now, anew=True)
+    gitrepo.save()
     if gitrepo.commit:
         observe(gitrepo, Head("", gitrepo.commit), now)
-    else:
-        request(gitrepo, gitrepo.remote, anew=True)
     refresh_interval(gitrepo.remote)
     record_event(gitrepo, "Registered", f"follows {gitrepo.url}", now)
     return gitrepo
 
 
 @_one_transaction
-def edit(pk: int, changes: Mapping[str, Any], *, force: bool = False) -> GitRepo:
+def edit(pk: int, changes: Mapping[str, Any]) -> GitRepo:
     """Apply `changes` ({field: new value}) to one GitRepo. Raises ValidationError and GitRepo.DoesNotExist.
 
-    The changes are laid on the row as it is under the lock, so that two edits of different fields both hold, and two
-    that `force` a sync count as two.
+    The changes are laid on the row as it is under the lock, so that two edits of different fields both hold.
     """
     unknown = set(changes) - set(SPEC)
     if unknown:
         raise ValidationError(dict.fromkeys(unknown, "not a field of the spec"))
     gitrepo, remotes = _locked(pk, changes)
-    before = GitRepo.objects.get(pk=pk)
+    before = copy(gitrepo)
     for name, value in changes.items():
         setattr(gitrepo, name, value)
-    gitrepo.force_sync_generation += int(force)
     changed = {name for name in SPEC if getattr(gitrepo, name) != getattr(before, name)}
     if not changed:
         return gitrepo
@@ -158,7 +158,8 @@ def _locked(pk: int, changes: Mapping[str, Any]) -> tuple[GitRepo, dict[int, Rem
     look = GitRepo.objects.get(pk=pk, deleted_at__isnull=True)
     remotes = _locked_remotes({look.remote_id, _remote_after(look, changes)})
     gitrepo = GitRepo.objects.select_for_update().get(pk=pk, deleted_at__isnull=True)
-    again = GitRepo.objects.get(pk=pk)
+    # The look may be spoilt by what it is asked for, and the locked row is not to be.
+    again = copy(gitrepo)
     if not {again.remote_id, _remote_after(again, changes)} <= set(remotes):
         raise _Moved
     return gitrepo, remotes
@@ -190,21 +191,24 @@ def _follow(gitrepo: GitRepo, before: GitRepo, changed: set[str], remotes: Mappi
     if gitrepo.commit:
         gitrepo.handled = gitrepo.requested
     elif anew or "force_sync_generation" in changed or (moved and pending):
-        request(gitrepo, remote, anew=anew or moved)
+        request(gitrepo, remote, database_now(), anew=anew or moved)
     elif moved or changed & {"polling_interval", "disable_polling"}:
         wake(remote, database_now())
         gitrepo.follows_since = remote.wakes if moved else gitrepo.follows_since
 
 
-def request(gitrepo: GitRepo, remote: Remote, *, anew: bool = False) -> None:
-    """Ask the locked `remote` for a poll on behalf of the locked GitRepo, and remember its number.
+# What request() sets.
+REQUEST = ("requested", "follows_since")
+
+
+def request(gitrepo: GitRepo, remote: Remote, now: datetime, *, anew: bool = False) -> None:
+    """Ask the locked `remote` for a poll on behalf of the locked GitRepo, which the caller saves, and remember its number.
 
     `anew`: it follows something else than before, so that answers to older questions are not for it.
     """
-    wake(remote, database_now())
+    wake(remote, now)
     gitrepo.requested = remote.wakes
     gitrepo.follows_since = remote.wakes if anew else gitrepo.follows_since
-    GitRepo.objects.filter(pk=gitrepo.pk).update(requested=gitrepo.requested, follows_since=gitrepo.follows_since)
 
 
 @_one_transaction
@@ -216,14 +220,32 @@ def ask(pk: int) -> bool:
     if gitrepo.commit:
         return False
     remote = remotes[gitrepo.remote_id]
-    request(gitrepo, remote)
+    request(gitrepo, remote, database_now())
+    GitRepo.objects.filter(pk=pk).update(requested=gitrepo.requested)
     refresh_interval(remote)
     return True
 
 
+@_one_transaction
 def force(pk: int) -> GitRepo:
-    """Sync the newest commit even if nothing changed: a poll first, then a job of its own."""
-    return edit(pk, {}, force=True)
+    """Sync the newest commit even if nothing changed: a poll first, then a job of its own. Two of them count as two.
+
+    Raises GitRepo.DoesNotExist. An edit of the number alone, without the checks of a spec that is as it was.
+    """
+    gitrepo, remotes = _locked(pk, {})
+    remote, now = remotes[gitrepo.remote_id], database_now()
+    gitrepo.force_sync_generation += 1
+    if gitrepo.commit:
+        gitrepo.handled = gitrepo.requested
+    else:
+        request(gitrepo, remote, now)
+    gitrepo.save(update_fields=["force_sync_generation", "handled", *REQUEST])
+    if gitrepo.commit:
+        observe(gitrepo, Head("", gitrepo.commit), now)
+    if gitrepo.disable_polling:
+        refresh_interval(remote)
+    record_event(gitrepo, "Edited", "changed: force_sync_generation", now)
+    return gitrepo
 
 
 def _pause(gitrepo: GitRepo) -> None:

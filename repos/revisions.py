@@ -1,6 +1,7 @@
 """Deciding on revisions: when an observed head becomes one, and what making one does to older work."""
 
 from datetime import datetime
+from typing import Any
 
 from repos.doorbells import ring_on_commit
 from repos.models import GitRepo, Revision, SyncJob
@@ -28,10 +29,8 @@ def last_revision(gitrepo: GitRepo) -> Revision | None:
 
 
 def make_revision(gitrepo: GitRepo, head: Head, reason: str, now: datetime) -> Revision:
-    """Number a new revision of the locked GitRepo, supersede what still waits, and queue its job.
-
-    A running job is left alone: it may end and count. One that ended its worker is looked at now and not when its
-    quarantine is over, or the new one would wait for it. Of a paused GitRepo the job is stored without a due instant.
+    """Number a new revision of the locked GitRepo, whose row the caller writes, supersede what still waits, and queue its
+    job. Of a paused GitRepo the job is stored without a due instant.
     """
     gitrepo.latest_revision += 1
     revision = Revision.objects.create(
@@ -43,18 +42,29 @@ def make_revision(gitrepo: GitRepo, head: Head, reason: str, now: datetime) -> R
         reason=reason,
         observed_at=now,
     )
-    supersede_waiting(gitrepo, now)
-    running = SyncJob.objects.filter(gitrepo=gitrepo, state=SyncJob.State.RUNNING, due_at__gt=now)
-    running.update(**SyncJob.due_in(now, 0))
+    _make_room(gitrepo, now)
     SyncJob.objects.create(
         gitrepo=gitrepo,
         revision=revision,
         created_at=now,
         **(SyncJob.not_due() if gitrepo.paused else SyncJob.due_in(now, 0)),
     )
-    GitRepo.objects.filter(pk=gitrepo.pk).update(latest_revision=gitrepo.latest_revision)
     ring_on_commit("sync")
     return revision
+
+
+def _make_room(gitrepo: GitRepo, now: datetime) -> None:
+    """Supersede the locked GitRepo's waiting job. Who has none gets none meanwhile: that takes the GitRepo's lock.
+
+    A running job is left alone: it may end and count. One that ended its worker is looked at now and not when its
+    quarantine is over, or the new one would wait for it.
+    """
+    states = (*SyncJob.WAITING, SyncJob.State.RUNNING)
+    open_jobs = set(SyncJob.objects.filter(gitrepo=gitrepo, state__in=states).values_list("state", flat=True))
+    if open_jobs:
+        supersede_waiting(gitrepo, now)
+        running = SyncJob.objects.filter(gitrepo=gitrepo, state=SyncJob.State.RUNNING, due_at__gt=now)
+        running.update(**SyncJob.due_in(now, 0))
 
 
 def supersede_waiting(gitrepo: GitRepo, now: datetime) -> None:
@@ -72,8 +82,11 @@ def supersede_waiting(gitrepo: GitRepo, now: datetime) -> None:
     )
 
 
-def observe(gitrepo: GitRepo, head: Head, now: datetime, *, answered: int | None = None) -> Revision | None:
-    """Take in what the remote says of the locked GitRepo: its revision if there is something new, and its requests handled.
+def observe(
+    gitrepo: GitRepo, head: Head, now: datetime, *, answered: int | None = None, **columns: Any
+) -> Revision | None:
+    """Take in what the remote says of the locked GitRepo: its revision if there is something new, and its requests handled;
+    `columns` of its row are written with that.
 
     Requests beyond the number `answered` came after the remote was asked: a new head counts, they stay open, and so
     does a forced sync. None: there was nobody to ask (a pinned commit).
@@ -89,6 +102,8 @@ def observe(gitrepo: GitRepo, head: Head, now: datetime, *, answered: int | None
     gitrepo.handled, gitrepo.handled_force = handled, handled_force
     gitrepo.ref_failures, gitrepo.ref_error = 0, ""
     GitRepo.objects.filter(pk=gitrepo.pk).update(
+        **columns,
+        latest_revision=gitrepo.latest_revision,
         observed_commit=head.commit,
         observed_at=now,
         handled=gitrepo.handled,

@@ -135,7 +135,7 @@ def facts_of(gitrepos: Sequence[GitRepo]) -> dict[int, Facts]:
     """The facts for GitRepos that were read with their remote and wanted_revision, by primary key."""
     keys = [gitrepo.pk for gitrepo in gitrepos]
     newest = SyncJob.objects.filter(gitrepo__in=keys).order_by().values("gitrepo").annotate(newest=Max("pk"))
-    jobs = {job.gitrepo_id: job for job in SyncJob.objects.filter(pk__in=[row["newest"] for row in newest])}
+    jobs = {job.gitrepo_id: job for job in SyncJob.objects.filter(pk__in=newest.values("newest"))}
     states: dict[int, dict[str, int]] = {}
     applied_at: dict[int, datetime] = {}
     counted = Delivery.objects.filter(gitrepo__in=keys).order_by().values_list("gitrepo", "state")

@@ -8,6 +8,7 @@ import structlog
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, DateTimeField, F, Q, Value, When
+from django.db.models.functions import Now
 
 from fleetsync.limits import CONTROL
 from repos.adoption import adopt
@@ -68,7 +69,7 @@ def _unless(column: str, read: int) -> Case:
     """null if `column` is still what was read at the claim, else now: what came meanwhile is not lost."""
     return Case(
         When(Q(**{column: read}), then=Value(None)),
-        default=Value(database_now()),
+        default=Now(),
         output_field=DateTimeField(null=True),
     )
 
