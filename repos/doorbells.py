@@ -30,11 +30,14 @@ PROBES = {
 COLLECTOR = "workers.tasks.collect"
 # More waiting doorbells than this would find nothing left to do: one session works until nothing is due.
 ENOUGH_WAITING = 8
+# Who takes the one that waits looks after the commit that found it waiting. Who is idle leaves none waiting, so that one
+# more commit wakes one more process.
+ENOUGH_FOR_A_COMMIT = 1
 
 
-def ring(queue: str, times: int = 1) -> int:
-    """Put up to `times` doorbells into `queue`, but no more than it lacks; how many were sent."""
-    return _send(queue, TASKS[queue], times, ENOUGH_WAITING)
+def ring(queue: str, times: int = 1, *, enough: int = ENOUGH_WAITING) -> int:
+    """Put up to `times` doorbells into `queue`, but no more than make `enough` waiting ones; how many were sent."""
+    return _send(queue, TASKS[queue], times, enough)
 
 
 def ring_probe(queue: str) -> int:
@@ -64,7 +67,7 @@ class _Bell:
 
     def __call__(self) -> None:
         hit(f"doorbell.{self.queue}")
-        ring(self.queue)
+        ring(self.queue, enough=ENOUGH_FOR_A_COMMIT)
 
 
 def ring_on_commit(queue: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import current_app
+from django.db import transaction
 from django.db.models import F, Q
 from pytest_django import Settings
 
@@ -164,6 +165,20 @@ def test_a_transaction_rings_once_for_all_of_its_work(
         doorbells.ring_on_commit("sync")
     assert len(callbacks) == 2
     assert waiting(broker) == {"poll": 1, "sync": 1}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_commit_rings_for_one_process_more_and_leaves_one_doorbell_waiting(broker: RedisServer, sent: None) -> None:
+    def commit() -> None:
+        with transaction.atomic():
+            doorbells.ring_on_commit("sync")
+
+    for _ in range(3):
+        commit()
+    assert waiting(broker) == {"sync": 1}, "who takes it looks after all three"
+    broker.client.lpop("sync")
+    commit()
+    assert waiting(broker) == {"sync": 1}, "it was taken, perhaps before the commit"
 
 
 def test_every_leased_stage_is_known() -> None:
