@@ -9,7 +9,7 @@ from celery.signals import beat_init, setup_logging, task_prerun, worker_init, w
 from kombu import Exchange, Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleetsync.settings")
-# Celery runs the system checks and ignores what they say; _refuse_to_start_with_errors runs them instead.
+# Celery runs the system checks and ignores what they say; _refuse_to_work_with_errors runs them instead.
 os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 QUEUES = ("control", "poll", "sync", "deliver")
@@ -51,9 +51,16 @@ def _drop_old_connections(**_: Any) -> None:
 
 
 @worker_init.connect
+def _refuse_to_work_with_errors(**_: Any) -> None:
+    """A worker with a failing system check ends with status 1."""
+    from fleetsync.checks import refuse_to_start_with_errors
+
+    refuse_to_start_with_errors(uses_broker=True, uses_git=True)
+
+
 @beat_init.connect
-def _refuse_to_start_with_errors(**_: Any) -> None:
-    """A worker or a beat with a failing system check ends with status 1."""
+def _refuse_to_beat_with_errors(**_: Any) -> None:
+    """A beat does as well."""
     from fleetsync.checks import refuse_to_start_with_errors
 
     refuse_to_start_with_errors(uses_broker=True)

@@ -6,7 +6,9 @@ refuse_to_start_with_errors themselves: a control plane without its secrets does
 
 import ipaddress
 import logging
+import re
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,8 @@ SHORTEST_LEASE = 3
 BROKER_RETRY = 35
 # sizeof(sockaddr_un.sun_path) is 108 on Linux, with the closing NUL.
 MAX_SOCKET_PATH = 107
+# `cat-file --batch-command` is of 2.36, and http.curloptResolve of 2.37.
+OLDEST_GIT = (2, 37)
 # What Django's own security.W009 asks of a key.
 MIN_SECRET_KEY = 50
 MIN_SECRET_KEY_CHARACTERS = 5
@@ -294,14 +298,28 @@ def check_eviction() -> list[CheckMessage]:
     return [_error(23, sentence, "Set maxmemory-policy to noeviction in the broker's configuration.")]
 
 
-def refuse_to_start_with_errors(*, uses_broker: bool = False) -> None:
+def check_git() -> list[CheckMessage]:
+    """E025: the git on the PATH is new enough. Not registered: only workers need one. If it is missing, each job says so."""
+    try:
+        said = subprocess.run(["git", "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    found = re.match(r"git version (\d+)\.(\d+)", said)
+    if found is None or (int(found[1]), int(found[2])) >= OLDEST_GIT:
+        return []
+    oldest = ".".join(map(str, OLDEST_GIT))
+    sentence = f"The git on the PATH is {found[1]}.{found[2]}, and {oldest} is the oldest that can be used."
+    return [_error(25, sentence, f"Install git {oldest} or newer on the worker's PATH.")]
+
+
+def refuse_to_start_with_errors(*, uses_broker: bool = False, uses_git: bool = False) -> None:
     """Ends the process with status 1 and a line for each failed system check; returns if there is none.
 
-    `uses_broker`: the broker is asked as well.
+    `uses_broker`: the broker is asked as well; `uses_git`: git is.
     """
     log = logging.getLogger(__name__)
     try:
-        asked = check_eviction() if uses_broker else []
+        asked = [*(check_eviction() if uses_broker else ()), *(check_git() if uses_git else ())]
         found = [message for message in (*run_checks(), *asked) if not message.is_silenced()]
     except Exception:
         # Celery's signals would swallow it and go on.

@@ -155,6 +155,47 @@ def test_no_process_starts_on_such_a_broker(command: list[str], redis_server: Re
     assert check.returncode == 0  # which asks no broker
 
 
+def git_that_says(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "git"
+    program.write_text(f"#!/bin/sh\necho '{text}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("said", "ids"),
+    [
+        ("git version 2.34.1", ["E025"]),
+        ("git version 2.37.0", []),
+        ("git version 2.47.1.windows.2", []),
+        ("git version 3.0.0-rc1", []),
+        ("something else", []),
+    ],
+)
+def test_an_old_git_is_refused(said: str, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git_that_says(said, tmp_path, monkeypatch)
+    assert found(checks.check_git) == ids
+
+
+def test_without_git_each_job_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checks.check_git() == []
+
+
+def test_no_worker_starts_with_an_old_git(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git_that_says("git version 2.30.2", tmp_path, monkeypatch)
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(tmp_path), "REDIS_URL": redis_server.url}
+
+    done = subprocess.run(
+        processes.worker("sync"), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.returncode == 1
+    assert "fleetsync.E025" in done.stdout + done.stderr
+
+
 def test_a_key_is_never_shown(settings: Settings) -> None:
     settings.ENCRYPTION_KEYS = ["hunter2-nearly-a-key"]
     assert "hunter2" not in str(checks.check_secrets())
