@@ -135,7 +135,7 @@ def _take_if_due(
     chosen, keys_parameters = among(keys)
     table = connection.ops.quote_name(model._meta.db_table)
     # The names are ours, and every value is a parameter.
-    query = f"SELECT id FROM {table} WHERE id {chosen} AND {due} ORDER BY id{lock_free_rows()}"  # noqa: S608
+    query = f"SELECT id FROM {table} WHERE id {chosen} AND {due} ORDER BY id{lock_free_rows(model)}"  # noqa: S608
     return take(model, query, (*keys_parameters, *due_parameters), seconds=seconds, now=now, defer=defer)
 
 

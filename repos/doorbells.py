@@ -31,7 +31,7 @@ COLLECTOR = "workers.tasks.collect"
 # More waiting doorbells than this would find nothing left to do: one session works until nothing is due.
 ENOUGH_WAITING = 8
 # Who takes the one that waits looks after the commit that found it waiting. Who is idle leaves none waiting, so that one
-# more commit wakes one more process.
+# more commit wakes one more process. Where what waits is another message (a tick, the collector), the next tick rings.
 ENOUGH_FOR_A_COMMIT = 1
 
 

@@ -162,7 +162,8 @@ def take(
     )
     stored = [fields[name].get_db_prep_save(value, connection) for name, value in values.items()]
     rows = list(model._default_manager.raw(sql, (*parameters, *stored)))
-    hit(f"claim.{model._meta.model_name}")
+    if rows:
+        hit(f"claim.{model._meta.model_name}")
     return sorted(rows, key=lambda row: (getattr(row, model.DUE), row.pk))
 
 
@@ -200,12 +201,16 @@ def _due_keys(
         where = where.build(now, *where.arguments)
     rows = model._default_manager.filter(claimable(model, now), of_suspects(suspects), where or Q())
     sql, parameters = rows.order_by(model.DUE, "pk").values_list("pk")[:limit].query.sql_with_params()
-    return f"{sql}{lock_free_rows()}", tuple(parameters)
+    return f"{sql}{lock_free_rows(model)}", tuple(parameters)
 
 
-def lock_free_rows() -> str:
-    """The end of a query that locks what it finds, and passes over what somebody else has locked."""
-    return " FOR UPDATE SKIP LOCKED" if connection.features.has_select_for_update_skip_locked else ""
+def lock_free_rows(model: type[models.Model]) -> str:
+    """The end of a query that locks the rows of `model` that it finds, and passes over those that somebody else has locked.
+    Of rows that are joined nothing is locked, and nothing passed over.
+    """
+    if not connection.features.has_select_for_update_skip_locked:
+        return ""
+    return f" FOR UPDATE OF {connection.ops.quote_name(model._meta.db_table)} SKIP LOCKED"
 
 
 def held(row: Leased) -> models.QuerySet[Any]:

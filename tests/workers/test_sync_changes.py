@@ -1,10 +1,12 @@
 """The sync stage when the world changes under a job: edits, newer revisions, lost leases, deletions."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.db import connections, transaction
 from pytest_django import Settings
 
 from repos import registration
@@ -232,3 +234,27 @@ def test_a_session_stops_when_it_is_told_to(gitrepo: GitRepo, source: Repository
 
     assert run_session(budget_seconds=20, stopping=lambda: True) == 0
     assert run_session(budget_seconds=0, stopping=never) == 0
+
+
+@pytest.mark.skipif("not __import__('tests.core').core.is_postgresql()", reason="PostgreSQL's locks")
+@pytest.mark.django_db(transaction=True)
+def test_a_job_is_claimed_though_somebody_has_its_gitrepo_locked(gitrepo: GitRepo, source: Repository) -> None:
+    """While a rollout to many clusters writes its ends one after the other, that is nearly always so."""
+    polled(gitrepo, source)
+    locked, over = threading.Event(), threading.Event()
+
+    def holds() -> None:
+        with transaction.atomic():
+            GitRepo.objects.select_for_update().get(pk=gitrepo.pk)
+            locked.set()
+            over.wait(20)
+        connections.close_all()
+
+    thread = threading.Thread(target=holds)
+    thread.start()
+    assert locked.wait(10)
+    try:
+        assert sync.claim_job(suspects=False) is not None
+    finally:
+        over.set()
+        thread.join()

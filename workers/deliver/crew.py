@@ -41,8 +41,8 @@ class Crew:
         self._in_hand = {other for other in self._in_hand if not other.done()} | {future}
         if len(self._in_hand) > len(self._threads) < self._size:
             thread = Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
         self._work.put((future, work))
         return future
 

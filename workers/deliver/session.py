@@ -168,4 +168,6 @@ def run_session(open_bundle: OpenBundle, *, budget_seconds: float, stopping: Cal
                     # Its lease runs out, and it is delivered again.
                     log.error("a delivery's end could not be written", error=str(error)[:200])
             if done:
-                next_claim = min(next_claim, time.monotonic() + TOGETHER_SECONDS) if running else 0.0
+                soon = time.monotonic() + TOGETHER_SECONDS
+                # What is put off once is not put off again by the next end.
+                next_claim = 0.0 if not running else soon if next_claim <= now else min(next_claim, soon)
