@@ -9,7 +9,7 @@ Rules that hold for every call:
 3. The child leads a session of its own. At its deadline, or when the caller fails, the whole group is
    SIGKILLed and reaped.
 4. If this process dies, the child does too (workers/git_child.py), so it must not outlive the thread that started
-   it.
+   it; or it ends by itself, because it reads from us.
 """
 
 import os
@@ -247,12 +247,16 @@ class Child:
 
 
 @contextmanager
-def child(call: GitCall, *arguments: str, stdin: bool = True) -> Iterator[Child]:
-    """Start git, and end it with its whole group when the block ends, however it ends."""
+def child(call: GitCall, *arguments: str, stdin: bool = True, ends_with_its_input: bool = False) -> Iterator[Child]:
+    """Start git, and end it with its whole group when the block ends, however it ends.
+
+    `ends_with_its_input`: this command starts nothing and writes no file, and ends once nobody can write to it any more, as
+    when this process has died; so it is started without anybody to see to that.
+    """
     env = {**call.env, "GIT_DIR": str(call.git_dir)}
     try:
         process = Git(os.sep).execute(
-            [*_wrapper(env, call.max_file_bytes), "git", *arguments],
+            [*_only(env), *(() if ends_with_its_input else dies_with_us(call.max_file_bytes)), "git", *arguments],
             istream=cast("IO[bytes]", subprocess.PIPE) if stdin else None,  # type: ignore[arg-type]
             as_process=True,
             env=env,
@@ -270,7 +274,6 @@ def child(call: GitCall, *arguments: str, stdin: bool = True) -> Iterator[Child]
         handle.close()
 
 
-def _wrapper(env: Mapping[str, str], max_file_bytes: int) -> list[str]:
+def _only(env: Mapping[str, str]) -> list[str]:
     # Names alone: a value would show in the process list.
-    unset = [word for name in os.environ if name and name not in env for word in ("-u", name)]
-    return ["env", *unset, *dies_with_us(max_file_bytes)]
+    return ["env", *(word for name in os.environ if name and name not in env for word in ("-u", name))]

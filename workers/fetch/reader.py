@@ -46,7 +46,8 @@ class _Slot:
 
     def open(self) -> Child:
         if self._child is None:
-            self._child = self._ending.enter_context(child(self._call, "cat-file", "--batch-command"))
+            git = child(self._call, "cat-file", "--batch-command", ends_with_its_input=True)
+            self._child = self._ending.enter_context(git)
         return self._child
 
     def close(self, only: Child | None = None) -> None:

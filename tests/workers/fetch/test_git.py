@@ -253,3 +253,43 @@ class TestKilledWorker:
         fetch(server.url(repository), commit)
         assert list(mirror.folder.glob("objects/pack/tmp_*")) == []
         assert mirror.refs() == {"1": commit}
+
+    READER = """
+        import sys, time
+        from pathlib import Path
+        from workers.fetch.mirror import Mirror
+
+        folder, commit, big = sys.argv[1:]
+        with Mirror(Path(folder)).reader(deadline_seconds=100) as reader:
+            reader.root_tree(commit)
+            if big:
+                # Begun, and left while git waits for somebody to read the rest.
+                blobs = reader.blobs([big])
+                next(blobs).read(1)
+            print("reading", flush=True)
+            time.sleep(100)
+    """
+
+    @pytest.mark.parametrize("busy", [False, True], ids=["between two questions", "inside of an answer"])
+    def test_what_it_reads_with_ends_too(
+        self, busy: bool, repository: Repository, mirror: Mirror, fetch: Fetch
+    ) -> None:
+        """Nobody watches over that one: it ends because nobody is left to ask it."""
+        commit = repository.commit({"big": os.urandom(5_000_000)})
+        fetch(repository.file_url, commit)
+        big = repository.git("rev-parse", f"{commit}:big").strip() if busy else ""
+        worker = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(self.READER), str(mirror.folder), commit, big],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+        )
+        variable = f"GIT_DIR={mirror.folder}"
+        try:
+            assert worker.stdout is not None and worker.stdout.readline() == b"reading\n"
+            assert running(variable, "cat-file")
+        finally:
+            worker.send_signal(signal.SIGKILL)
+            worker.communicate()
+
+        assert gone(variable)
+        wait_until_free(mirror)
