@@ -22,10 +22,15 @@ def group_selectors() -> dict[str, dict[str, Any]]:
 
 
 def matched_clusters(gitrepo: GitRepo) -> list[Cluster]:
-    """The clusters that the GitRepo's targets match now."""
-    if not gitrepo.targets or gitrepo.deleted_at is not None:
+    """The clusters that the GitRepo's targets match now; no more is read than they can mean."""
+    targets = gitrepo.targets
+    if not targets or gitrepo.deleted_at is not None:
         return []
-    return matcher()(gitrepo)
+    groups = group_selectors() if any("cluster_group" in target for target in targets) else {}
+    clusters = Cluster.objects.only("pk", "name", "labels")
+    if all("cluster" in target for target in targets):
+        clusters = clusters.filter(name__in={target["cluster"] for target in targets})
+    return [cluster for cluster in clusters if is_target(targets, cluster, groups)]
 
 
 def matcher() -> Callable[[GitRepo], list[Cluster]]:

@@ -8,7 +8,7 @@ from django.db.models import F
 
 from repos import deliveries, registration
 from repos.leases import claim, database_now, finish
-from repos.models import Cluster, Delivery, DeliveryRecord, GitRepo, Revision
+from repos.models import Cluster, ClusterGroup, Delivery, DeliveryRecord, GitRepo, Revision
 from tests.core import B, cluster, fresh, later, register, synced
 
 pytestmark = pytest.mark.django_db
@@ -232,3 +232,27 @@ def test_deleting_withdraws_everything(gitrepo: GitRepo) -> None:
 
     assert Delivery.objects.filter(removal=True, state=State.WAITING, due_at__isnull=False).count() == 2
     assert not Delivery.objects.exclude(sequence=F("applied_sequence") + 2).exists()
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        ([], []),
+        ([{"cluster": "eu"}], ["eu"]),
+        ([{"cluster": "eu"}, {"cluster": "nowhere"}, {"cluster": "us"}], ["eu", "us"]),
+        ([{"cluster": "eu", "cluster_selector": {"matchLabels": {"env": "test"}}}], []),
+        ([{"cluster_group": "prod"}], ["eu", "us"]),
+        ([{"cluster_group": "none"}], []),
+        ([{"cluster": "us", "cluster_group": "prod"}], ["us"]),
+        ([{"cluster": "test"}, {"cluster_group": "prod"}], ["eu", "test", "us"]),
+        ([{"cluster_selector": {}}], ["eu", "test", "us"]),
+    ],
+)
+def test_what_is_read_for_one_gitrepo_matches_what_is_read_for_all(targets: list[Any], names: list[str]) -> None:
+    cluster("eu", env="prod"), cluster("us", env="prod"), cluster("test", env="test")
+    ClusterGroup.objects.create(name="prod", selector={"matchLabels": {"env": "prod"}})
+    gitrepo = register(targets=targets)
+
+    matched = sorted(cluster.name for cluster in deliveries.matched_clusters(gitrepo))
+
+    assert matched == names == sorted(cluster.name for cluster in deliveries.matcher()(gitrepo))
