@@ -76,12 +76,11 @@ def want(gitrepo: GitRepo, revision: Revision, clusters: Sequence[Cluster], now:
 
 def open_records(revision: Revision, cluster_ids: Iterable[int], now: datetime) -> None:
     """The ledger's lines for `revision`, opened again where a cluster had been withdrawn."""
-    cluster_ids = list(cluster_ids)
-    records = DeliveryRecord.objects.filter(revision=revision, cluster__in=cluster_ids)
-    there = records.update(outcome=Outcome.PENDING, ended_at=None, error="")
-    missing = _missing(records, cluster_ids, there)
     DeliveryRecord.objects.bulk_create(
-        [DeliveryRecord(revision=revision, cluster_id=pk, wanted_at=now) for pk in missing]
+        [DeliveryRecord(revision=revision, cluster_id=pk, wanted_at=now) for pk in cluster_ids],
+        update_conflicts=True,
+        unique_fields=["revision", "cluster"],
+        update_fields=["outcome", "error", "ended_at"],
     )
 
 

@@ -155,7 +155,9 @@ def _locked(pk: int, changes: Mapping[str, Any]) -> tuple[GitRepo, dict[int, Rem
 
     Which Remotes those are is known for sure only under the lock of the GitRepo, which comes last. Raises _Moved.
     """
-    look = GitRepo.objects.get(pk=pk, deleted_at__isnull=True)
+    # Of one whose access stays as it is, its Remote is all that is looked for.
+    looked_at = GitRepo.objects.all() if {"url", *ACCESS} & set(changes) else GitRepo.objects.only("remote")
+    look = looked_at.get(pk=pk, deleted_at__isnull=True)
     remotes = _locked_remotes({look.remote_id, _remote_after(look, changes)})
     gitrepo = GitRepo.objects.select_for_update().get(pk=pk, deleted_at__isnull=True)
     # The look may be spoilt by what it is asked for, and the locked row is not to be.

@@ -14,6 +14,7 @@ from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.db.models import Count, Exists, F, Model, OuterRef, ProtectedError, Q, QuerySet
+from django.db.models.functions import Now
 
 from repos import registration
 from repos.deliveries import unapplied
@@ -299,6 +300,5 @@ def referred_to() -> Q:
 
 def touch_bundle(sha256: str) -> None:
     """Say that the bundle is in use, so that it stays for another grace; written no more often than that needs."""
-    now = database_now()
-    stale = ago(now, settings.BUNDLE_GRACE / 10)
-    Bundle.objects.filter(sha256=sha256, last_used_at__lt=stale).update(last_used_at=now)
+    stale = Now() - timedelta(seconds=settings.BUNDLE_GRACE / 10)
+    Bundle.objects.filter(sha256=sha256, last_used_at__lt=stale).update(last_used_at=Now())

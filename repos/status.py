@@ -144,7 +144,8 @@ def facts_of(gitrepos: Sequence[GitRepo]) -> dict[int, Facts]:
         if latest and (key not in applied_at or latest > applied_at[key]):
             applied_at[key] = latest
     errors: dict[int, str] = {}
-    failing = Delivery.objects.filter(gitrepo__in=keys, state__in=[State.FAILED, State.HELD]).order_by("-pk")
+    troubled = [key for key, found in states.items() if State.FAILED in found or State.HELD in found]
+    failing = Delivery.objects.filter(gitrepo__in=troubled, state__in=[State.FAILED, State.HELD]).order_by("-pk")
     for key, cluster, error in failing.values_list("gitrepo", "cluster__name", "last_error"):
         errors[key] = f"{cluster}: {error}"
     return {

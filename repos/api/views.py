@@ -62,6 +62,13 @@ class NamedViewSet(GenericViewSet[Any]):
             raise NotFound
         return found
 
+    def key(self) -> int:
+        """The primary key of that row, for what reads it under a lock. Raises NotFound."""
+        found = self.get_queryset().filter(name=self.kwargs["name"]).values_list("pk", flat=True).first()
+        if found is None:
+            raise NotFound
+        return int(found)
+
     def shown(self, rows: list[Any]) -> Any:
         """`rows` in JSON, with what the whole page needs read at once."""
         return self.get_serializer(rows, many=True).data
@@ -115,7 +122,7 @@ class NamedViewSet(GenericViewSet[Any]):
         return Response(self.shown([self.get_queryset().get(pk=row.pk)])[0])
 
     def destroy(self, *_: Any, **__: Any) -> Response:
-        self.remove(self.row().pk)
+        self.remove(self.key())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
@@ -211,24 +218,24 @@ class GitRepoViewSet(NamedViewSet):
     )
     @action(detail=True, methods=["post"])
     def sync(self, *_: Any, **__: Any) -> Response:
-        return self.answer(registration.force(self.row().pk).pk, status.HTTP_202_ACCEPTED)
+        return self.answer(registration.force(self.key()).pk, status.HTTP_202_ACCEPTED)
 
     @extend_schema(summary="Deliver nothing until resumed; polls go on", request=None, responses=GitRepoSerializer)
     @action(detail=True, methods=["post"])
     def pause(self, *_: Any, **__: Any) -> Response:
-        return self.answer(registration.edit(self.row().pk, {"paused": True}).pk)
+        return self.answer(registration.edit(self.key(), {"paused": True}).pk)
 
     @extend_schema(summary="Deliver the newest again", request=None, responses=GitRepoSerializer)
     @action(detail=True, methods=["post"])
     def resume(self, *_: Any, **__: Any) -> Response:
-        return self.answer(registration.edit(self.row().pk, {"paused": False}).pk)
+        return self.answer(registration.edit(self.key(), {"paused": False}).pk)
 
     @extend_schema(
         summary="Let held deliveries go on, as they are wanted now", request=None, responses=ledger.ApprovedSerializer
     )
     @action(detail=True, methods=["post"])
     def approve(self, *_: Any, **__: Any) -> Response:
-        return Response({"approved": registration.approve(self.row().pk)})
+        return Response({"approved": registration.approve(self.key())})
 
     # -- what happened --------------------------------------------------------------------------------------------
 
@@ -276,7 +283,7 @@ class GitRepoViewSet(NamedViewSet):
     def wait(self, request: Request, **_: Any) -> Response:
         number = waiting.revision_number(request.query_params.get("revision"))
         seconds = waiting.timeout_seconds(request.query_params.get("timeout"))
-        return Response(waiting.wait_for(self.row().pk, number, seconds))
+        return Response(waiting.wait_for(self.key(), number, seconds))
 
 
 @documented(ClusterSerializer, "Cluster")
