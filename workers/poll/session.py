@@ -250,7 +250,8 @@ class Session:
         waited = time.monotonic() - self.last_flush
         if (
             (not self.claimed and not (self.found_more and self._may_claim()))
-            or waited >= (URGENT_SECONDS if self.is_urgent else FLUSH_SECONDS)
+            # Until it is written an answer keeps its place at its host, which others may be waiting for.
+            or waited >= (URGENT_SECONDS if self.is_urgent or self.hosts_are_full else FLUSH_SECONDS)
             or len(self.answers) >= FLUSH_ROWS
         ):
             answers, self.answers, self.is_urgent = self.answers, [], False

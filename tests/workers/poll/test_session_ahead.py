@@ -11,7 +11,7 @@ from repos.leases import database_now
 from repos.models import Remote
 from tests.core import fresh, later, register
 from tests.workers.poll.test_session import OneByOne
-from workers.poll.session import LONGEST_WAIT_SECONDS, Session
+from workers.poll.session import LONGEST_WAIT_SECONDS, URGENT_SECONDS, Session
 
 pytestmark = pytest.mark.django_db
 
@@ -152,3 +152,15 @@ def test_what_somebody_else_holds_meanwhile_is_not_given_back() -> None:
     session._give_back_waiting()
 
     assert leased_count() == 3 and fresh(Remote.objects.get(pk=theirs)).lease_token is not None
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_where_a_host_has_no_place_left_answers_do_not_wait_for_company(is_full: bool) -> None:
+    session = unasked(3, limit=2)
+    session._claim(0.0)
+    session._collect(session.engine.wait(0)[0])
+    session.hosts_are_full, session.last_flush = is_full, time.monotonic() - URGENT_SECONDS * 1.5
+
+    session._flush_if_time()
+
+    assert (session.polled, leased_count()) == ((1, 1) if is_full else (0, 2))
