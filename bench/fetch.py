@@ -2,7 +2,7 @@
 
 A small repository, and a large one of 20 000 files and 200 MB of which one folder is wanted, are served over http by a
 process of its own that allows filters and any id. In each round a commit changes one file of that folder, and each way brings
-it in: what workers/sync.py does from the polled commit to the stored bundle, with a partial and with a whole mirror;
+it in: what workers/make.py does from the polled commit to the stored bundle, with a partial and with a whole mirror;
 GitPython's and git's own `clone --depth 1`; and git's `fetch --depth 1` and `reset --hard` in a kept clone. Then many commits
 in a row, each brought in by the kept ones. The server's CPU is left out.
 """
@@ -39,7 +39,7 @@ from bench.frame import Report, spread
 from bench.measuring import Sample, Stopwatch, interleaved
 from repos.models import GitRepo, Remote, Revision, SyncJob
 from tests.git_servers import ENVIRONMENT, Repository
-from workers import sync
+from workers import make
 from workers.fetch.layout import size_bytes
 from workers.fetch.limits import FetchLimits
 from workers.fetch.mirror import Mirror, Source
@@ -144,8 +144,8 @@ def ours(folder: Path, url: str, paths: list[str], setting: str) -> Way:
 
     def bring(commit: str) -> None:
         settings.GIT_PARTIAL_CLONE = setting
-        work = sync.Work(SyncJob(), gitrepo, Revision(pk=1, commit=commit), remote, forced=True)
-        made = sync.content(work, mirror, source, time.monotonic() + 600)
+        work = make.Work(SyncJob(), gitrepo, Revision(pk=1, commit=commit), remote, forced=True)
+        made = make.content(work, mirror, source, time.monotonic() + 600)
         assert made.files
 
     return Way(folder, bring)

@@ -18,6 +18,7 @@ from workers import prune as pruning
 from workers import resync as resyncing
 from workers import sync as syncing
 from workers import tick as ticking
+from workers.bundles import open_bundle
 from workers.deliver.session import run_session
 from workers.poll.engine import Engine
 from workers.poll.everything import RemoteEngine
@@ -90,7 +91,7 @@ def collect(*_: object, **__: object) -> None:
 
 @shared_task(time_limit=hard_limit("deliver"), ignore_result=True)
 def deliver(*_: object, **__: object) -> None:
-    run_session(syncing.open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
+    run_session(open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
 
 
 @shared_task(time_limit=hard_limit("poll"), ignore_result=True)
@@ -106,7 +107,7 @@ def probe_remotes(*_: object, **__: object) -> None:
 
 @shared_task(time_limit=hard_limit("deliver"), ignore_result=True)
 def probe_targets(*_: object, **__: object) -> None:
-    probes.ask_targets(syncing.open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
+    probes.ask_targets(open_bundle, budget_seconds=settings.SESSION_BUDGET, stopping=stopping)
 
 
 @shared_task(time_limit=hard_limit("sync"), ignore_result=True)

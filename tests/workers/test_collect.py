@@ -14,8 +14,8 @@ from repos.leases import claim
 from repos.models import Counter, GitRepo, Mirror, Revision, SyncJob
 from tests.core import MAIN, adopt_all, answered, cluster, expire, fresh, later, register
 from tests.git_servers import Repository
+from workers import bundles, sync
 from workers import collect as collecting
-from workers import sync
 from workers.collect import collect, superfluous, too_many
 from workers.fetch.mirror import Mirror as MirrorFolder
 from workers.prune import prune
@@ -32,9 +32,9 @@ def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
     settings.BUNDLE_DIR = tmp_path / "bundles"
     settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
     settings.GIT_FETCH_TIMEOUT = 20.0
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
     yield
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
 
 
 @pytest.fixture

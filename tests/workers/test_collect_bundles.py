@@ -16,8 +16,8 @@ from repos.retention import touch_bundle
 from tests.core import cluster, delivery_of, fresh, later
 from tests.git_servers import Repository
 from tests.workers.test_collect import DAY, HOUR, newest, resynced, source, synced, used
+from workers import bundles
 from workers import collect as collecting
-from workers import sync
 from workers.bundle.store import BundleStore
 from workers.collect import collect, collect_sometimes, sweep
 from workers.deliver.session import claim_deliveries, deliver
@@ -37,9 +37,9 @@ def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
     settings.BUNDLE_DIR = tmp_path / "bundles"
     settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
     settings.GIT_FETCH_TIMEOUT = 20.0
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
     yield
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
 
 
 # -- bundles -------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_opening_a_bundle_marks_it_as_in_use(source: Repository) -> None:
     synced(source)
     Bundle.objects.update(last_used_at=later(-5 * HOUR))
     row = Bundle.objects.get()
-    with sync.open_bundle(row.sha256):
+    with bundles.open_bundle(row.sha256):
         assert fresh(row).last_used_at > later(-60)
 
 
@@ -190,7 +190,7 @@ def test_after_everything_was_pruned_and_collected_deliveries_are_still_made(
         source.commit({"deploy/app.yaml": f"{number}"})
         resynced(gitrepo, source)
     Bundle.objects.update(last_used_at=later(-9 * HOUR))
-    store = sync.store()
+    store = bundles.store()
     for name, _ in list(store.names()):
         aged(store, name, 9)
 
@@ -198,7 +198,7 @@ def test_after_everything_was_pruned_and_collected_deliveries_are_still_made(
 
     assert (pruned["revisions"], pruned["bundles"], collected["bundle-files"]) == (3, 3, 3)
     [claimed] = claim_deliveries(1)
-    deliver(claimed, sync.open_bundle)
+    deliver(claimed, bundles.open_bundle)
     row = delivery_of(gitrepo)
     assert (row.state, row.last_error, row.applied_revision) == ("applied", "", newest(gitrepo))
     assert (tmp_path / "clusters/prod-eu/shop/current/deploy/app.yaml").read_text() == "2"

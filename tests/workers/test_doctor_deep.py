@@ -21,7 +21,7 @@ from repos.models import Adoption, Delivery, GitRepo, Probe, Remote
 from tests.core import fresh, later
 from tests.git_servers import Repository
 from tests.workers.test_probes import Kind, answer, ask, gitrepo, source, work
-from workers import sync
+from workers import bundles
 
 __all__ = ["gitrepo", "source"]
 
@@ -34,9 +34,9 @@ def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
     settings.BUNDLE_DIR = tmp_path / "bundles"
     settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
     settings.GIT_FETCH_TIMEOUT = settings.DELIVERY_TIMEOUT = 20.0
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
     yield
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
 
 
 def poll_again() -> None:

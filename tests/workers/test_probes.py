@@ -19,7 +19,7 @@ from repos.retention import prune_probes
 from tests.core import expire, fresh, later, register
 from tests.git_servers import Repository
 from tests.repos.doctor.house import aged, resynced
-from workers import adopt, probes, sync
+from workers import adopt, bundles, probes, sync
 from workers.debris import debris, orphans
 from workers.deliver.session import claim_deliveries, deliver
 from workers.fetch.locks import locked
@@ -39,9 +39,9 @@ def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
     settings.BUNDLE_DIR = tmp_path / "bundles"
     settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
     settings.GIT_FETCH_TIMEOUT = settings.DELIVERY_TIMEOUT = 20.0
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
     yield
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def work() -> None:
     adopt.run_adoptions(budget_seconds=2, stopping=never)
     sync.run_session(budget_seconds=5, stopping=never)
     for delivery in claim_deliveries(8):
-        deliver(delivery, sync.open_bundle)
+        deliver(delivery, bundles.open_bundle)
 
 
 def answer() -> None:
@@ -86,7 +86,7 @@ def answer() -> None:
         probes.ask_remotes(engine, budget_seconds=5, stopping=never)
     finally:
         engine.close()
-    probes.ask_targets(sync.open_bundle, budget_seconds=5, stopping=never)
+    probes.ask_targets(bundles.open_bundle, budget_seconds=5, stopping=never)
     probes.look_around(stopping=never)
 
 

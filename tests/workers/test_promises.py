@@ -31,6 +31,7 @@ from tests.repos.doctor.house import errors
 from workers import adopt, sync
 from workers.deliver import outcome
 from workers.deliver.session import claim_deliveries
+from workers.make import Made, Work
 from workers.poll.claim import ClaimedRemote, claim_remotes
 from workers.poll.engine import PollError, PollResult
 from workers.poll.results import store
@@ -60,7 +61,7 @@ class World(RuleBasedStateMachine):
         self.commits = 1
         self.polls: list[Asked] = []
         self.adoptions: list[Adoption] = []
-        self.works: list[sync.Work] = []
+        self.works: list[Work] = []
         self.deliveries: list[Delivery] = []
         for name in ("near", "far"):
             cluster(name)
@@ -212,7 +213,7 @@ class World(RuleBasedStateMachine):
         elif how == "busy":
             sync.give_back(work.job, 0.5)
         elif how == "unchanged" and not work.forced and before is not None and before.pk != work.revision.pk:
-            sync.conclude(work, sync.Made("same"))
+            sync.conclude(work, Made("same"))
         else:
             sync.conclude(work, made(work))
 
@@ -344,10 +345,10 @@ class World(RuleBasedStateMachine):
         assert not GitRepo.objects.filter(concerned(gitrepo.remote), pk=gitrepo.pk).exists()
 
 
-def made(work: sync.Work) -> sync.Made:
+def made(work: Work) -> Made:
     """What a job would make: other content for each commit, selection and forced run."""
     sha256 = f"{work.revision.pk:064x}"
-    return sync.Made(f"selection of {work.revision.commit[:8]}", sha256, 1, 1)
+    return Made(f"selection of {work.revision.commit[:8]}", sha256, 1, 1)
 
 
 @pytest.mark.django_db

@@ -13,7 +13,7 @@ from repos.models import Cluster, Delivery, GitRepo
 from tests.core import MAIN, adopt_all, answered, delivery_of, fresh
 from tests.git_servers import Repository
 from tests.workers.test_sync import folders, gitrepo, source
-from workers import sync
+from workers import bundles, sync
 from workers.deliver.session import claim_deliveries, deliver
 
 __all__ = ["folders", "gitrepo", "source"]
@@ -41,6 +41,6 @@ def test_what_one_commit_takes(gitrepo: GitRepo, source: Repository, settings: S
         counts["adopted"] = statements(adopt_all)
         counts["synced"] = statements(lambda: sync.run_session(budget_seconds=60, stopping=lambda: False))
         counts["claimed"] = statements(lambda: claimed.extend(claim_deliveries(8)))
-        counts["delivered"] = statements(lambda: deliver(claimed.pop(), sync.open_bundle))
+        counts["delivered"] = statements(lambda: deliver(claimed.pop(), bundles.open_bundle))
         assert delivery_of(gitrepo).state == Delivery.State.APPLIED
     assert {name: count for name, count in counts.items() if count > MOST[name]} == {}, counts

@@ -28,7 +28,7 @@ from tests.core import (
     register,
 )
 from tests.git_servers import Repository
-from workers import sync
+from workers import bundles, make, sync
 from workers.deliver.outcome import make_again
 from workers.fetch import mirror
 from workers.sync import run_job, run_session
@@ -45,9 +45,9 @@ def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
     settings.MIRROR_DIR = tmp_path / "mirrors"
     settings.BUNDLE_DIR = tmp_path / "bundles"
     settings.GIT_FETCH_TIMEOUT = 20.0
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
     yield
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
 
 
 @pytest.fixture
@@ -107,13 +107,13 @@ def test_a_commit_becomes_a_bundle_that_its_clusters_want(gitrepo: GitRepo, sour
 
     revision = newest(gitrepo)
     assert (revision.outcome, revision.job.state) == (Outcome.SYNCED, State.SUCCEEDED)
-    assert revision.bundle is not None and sync.store().exists(revision.bundle.sha256)
+    assert revision.bundle is not None and bundles.store().exists(revision.bundle.sha256)
     assert (revision.bundle.files, revision.job.due_at) == (1, None)
     assert fresh(gitrepo).wanted_revision == revision
     row = delivery_of(gitrepo)
     assert (row.wanted_revision, row.wanted_bundle) == (revision, revision.bundle)
     assert row.due_at is not None
-    with sync.open_bundle(revision.bundle.sha256) as content:
+    with bundles.open_bundle(revision.bundle.sha256) as content:
         assert [entry.path for entry, _ in content.entries()] == ["deploy/app.yaml"]
     mirror = Mirror.objects.get()
     assert mirror.size_bytes > 0 and mirror.lease_token is None
@@ -184,15 +184,15 @@ def test_a_bundle_that_is_gone_is_made_again(gitrepo: GitRepo, source: Repositor
     work()
     unchanged = newest(gitrepo)
     assert unchanged.bundle is not None
-    for path in sync.store().folder.rglob(f"{unchanged.bundle.sha256}*"):
+    for path in bundles.store().folder.rglob(f"{unchanged.bundle.sha256}*"):
         path.unlink()
-    assert not sync.store().exists(unchanged.bundle.sha256)
+    assert not bundles.store().exists(unchanged.bundle.sha256)
 
     make_again(fresh(gitrepo), database_now())
     assert open_job(gitrepo).revision == unchanged
     assert work() == 1
 
-    assert sync.store().exists(unchanged.bundle.sha256)
+    assert bundles.store().exists(unchanged.bundle.sha256)
     assert fresh(gitrepo).wanted_revision == unchanged
     row = delivery_of(gitrepo)
     assert (row.wanted_revision, row.wanted_bundle, row.sequence) == (unchanged, unchanged.bundle, 2)
@@ -201,7 +201,7 @@ def test_a_bundle_that_is_gone_is_made_again(gitrepo: GitRepo, source: Repositor
 def test_what_was_unchanged_is_not_while_its_bundle_is_gone(gitrepo: GitRepo, source: Repository) -> None:
     polled(gitrepo, source)
     work()
-    for path in sync.store().folder.rglob("*.tar*"):
+    for path in bundles.store().folder.rglob("*.tar*"):
         path.unlink()
     source.commit({"README.md": "two"})
     polled(gitrepo, source)
@@ -315,7 +315,7 @@ def test_a_mirror_that_cannot_be_repacked_costs_no_delivery(
 ) -> None:
     polled(gitrepo, source)
     monkeypatch.setattr(mirror, "MAX_PACKS", -1)
-    monkeypatch.setattr(sync, "MAINTAIN_SECONDS", -1000.0)
+    monkeypatch.setattr(make, "MAINTAIN_SECONDS", -1000.0)
 
     assert work() == 1
 

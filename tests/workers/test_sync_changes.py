@@ -25,8 +25,9 @@ from tests.core import (
 )
 from tests.git_servers import Repository
 from tests.workers.test_sync import Outcome, State, gitrepo, never, newest, polled, source, started, work
-from workers import sync
-from workers.sync import Made, Work, begin, conclude, make, run_job, run_session
+from workers import bundles, sync
+from workers.make import Made, Work, make
+from workers.sync import begin, conclude, run_job, run_session
 
 __all__ = ["gitrepo", "source"]
 
@@ -41,9 +42,9 @@ def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
     settings.MIRROR_DIR = tmp_path / "mirrors"
     settings.BUNDLE_DIR = tmp_path / "bundles"
     settings.GIT_FETCH_TIMEOUT = 20.0
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
     yield
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from repos import registration
 from repos.models import Event, GitRepo, Mirror, Revision, SyncJob
 from tests.core import MAIN, adopt_all, answered, fresh, later, register
 from tests.git_servers import GitServer, Repository, Submodule, git_server
-from workers import sync
+from workers import bundles
 from workers.fetch import layout
 from workers.sync import run_session
 
@@ -26,9 +26,9 @@ def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
     settings.MIRROR_DIR = tmp_path / "mirrors"
     settings.BUNDLE_DIR = tmp_path / "bundles"
     settings.GIT_FETCH_TIMEOUT = 60.0
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
     yield
-    sync.store.cache_clear()
+    bundles.store.cache_clear()
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def work(gitrepo: GitRepo, source: Repository) -> Revision:
 def delivered(revision: Revision) -> dict[str, bytes]:
     """The files of its bundle."""
     assert revision.bundle is not None, revision.job.last_error
-    with sync.open_bundle(revision.bundle.sha256) as content:
+    with bundles.open_bundle(revision.bundle.sha256) as content:
         return {entry.path: stream.read() for entry, stream in content.entries() if stream}
 
 
