@@ -198,8 +198,8 @@ class Behaviour:
     `status` answers with that code (and `retry_after`); `redirect_to` is a prefix that the path is appended
     to; `hang_before` waits before any answer; `hang_after_bytes` sends so much of a longer answer and waits;
     `content_type` and `body` replace the answer; `reset` breaks the connection off; `trickle_seconds` is a pause
-    after each byte of the answer; `delay_seconds` is a pause before a good one. All concern the requests whose path and
-    query contain `only`, and those `of` a "poll" or a "fetch" alone if it says so.
+    after each byte of the answer; `delay_seconds` is a pause before a good or a replaced one. All concern the
+    requests whose path and query contain `only`, and those `of` a "poll" or a "fetch" alone if it says so.
     """
 
     status: int = 0
@@ -350,6 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif behaviour.redirect_to:
             self._answer(302, {"Location": behaviour.redirect_to + self.path}, b"")
         elif behaviour.body is not None:
+            time.sleep(behaviour.delay_seconds)
             self._answer(200, {"Content-Type": behaviour.content_type or "text/html"}, behaviour.body)
         else:
             return False
