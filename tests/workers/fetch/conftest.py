@@ -14,6 +14,10 @@ from workers.git_environment import RemoteAccess
 Fetch = Callable[..., FetchReport]
 
 
+def names_below(folder: Path, *patterns: str) -> list[str]:
+    return sorted(p.name for pattern in patterns for p in folder.rglob(pattern))
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """What the server serves."""
