@@ -36,9 +36,9 @@ help:
 run: parts
 	@exec $(BIN)/python manage.py up --with-parent
 
-# Three processes for two cores: the whole installations of tests/end_to_end wait more than they work.
+# Four processes for two cores: the whole installations of tests/end_to_end wait more than they work.
 test: parts-dev
-	@exec $(BIN)/python -m pytest --numprocesses 3 --dist worksteal -m 'not faults and not chaos' $(PYTEST_ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 4 --dist worksteal -m 'not faults and not chaos' $(PYTEST_ARGS)
 
 # Both databases in one run; each starts what it needs. RESUME=1 goes on where the last run was stopped, SHARE=1/3 takes a
 # third of the table by SEED.

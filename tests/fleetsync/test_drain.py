@@ -10,7 +10,7 @@ from tests.fleetsync.conftest import RedisServer
 from tests.fleetsync.work import Work, holds
 from tests.git_servers import GitServer, Repository, git_server
 
-GRACE = 16.0
+GRACE = 24.0
 REGISTER = """
 from repos import registration
 registration.register({"name": "shop", "url": %r, "branch": "main"})
