@@ -1,7 +1,8 @@
 """What an answer changes of the refs that are stored. Pure.
 
-A head that returns to a recent one is believed when the next poll says so again: a replica that lags behind looks just
-like a revert.
+What an answer takes back, a head that returns to an earlier one or a tag that is gone, is believed when the next poll says
+so again: a replica that lags behind looks just like a revert, and would have a range of versions fall back. A branch that is
+gone is believed at once: what follows it is told, and keeps its commit.
 """
 
 import hashlib
@@ -10,11 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 REMEMBERED = 8
+# The head of a ref that is not there.
+GONE = ""
+TAGS = "refs/tags/"
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Stored refs ({full name: commit}), the last heads of each ref, and heads that wait for a second poll's word."""
+    """Stored refs ({full name: commit}), the last heads of each ref, and heads that wait for a second poll's word (GONE for a
+    tag that is not there any more).
+    """
 
     refs: dict[str, str]
     recent: dict[str, list[str]]
@@ -46,14 +52,24 @@ def take_in(
     # Of refs that are gone nothing is remembered: what is kept is bounded by what is there.
     remembered = {ref: list(heads) for ref, heads in recent.items() if ref in stored or ref in answer}
     for ref in {*stored, *answer}:
-        before, now = stored.get(ref), answer.get(ref)
-        if before == now or (before and now and now in recent.get(ref, ()) and returning.get(ref) != now):
-            refs[ref] = before or ""
-            if before != now and now:
-                waiting[ref] = now
+        before, now = stored.get(ref, GONE), answer.get(ref, GONE)
+        if _takes_back(ref, before, now, recent.get(ref, ())) and returning.get(ref) != now:
+            waiting[ref] = now
+            now = before
+        if before == now:
+            if before != GONE:
+                refs[ref] = before
             continue
-        if now:
+        if now != GONE:
             refs[ref] = now
-        if before:
+        if before != GONE:
             remembered[ref] = [*(h for h in remembered.get(ref, []) if h != before), before][-REMEMBERED:]
     return Heads(refs, remembered, waiting)
+
+
+def _takes_back(ref: str, before: str, now: str, recent: Sequence[str]) -> bool:
+    """Whether a replica that lags behind could have said `now` of a ref that was at `before`."""
+    if now == GONE:
+        return before != GONE and ref.startswith(TAGS)
+    # A ref that comes back with the head that it went with is as it was.
+    return before != now and now in (recent if before != GONE else recent[:-1])

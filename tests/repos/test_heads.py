@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from repos.heads import REMEMBERED, Heads, digest_of, only_asked, take_in
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
-MAIN = "refs/heads/main"
+MAIN, TAG = "refs/heads/main", "refs/tags/v2"
 
-refs = st.dictionaries(st.sampled_from([MAIN, "refs/heads/x", "HEAD"]), st.sampled_from([A, B, C]))
+refs = st.dictionaries(st.sampled_from([MAIN, "refs/heads/x", "HEAD", TAG]), st.sampled_from([A, B, C]))
 
 
 def test_a_new_ref_is_stored() -> None:
@@ -45,6 +45,24 @@ def test_a_deleted_ref_is_gone_and_a_recreated_one_is_back_at_once() -> None:
     assert gone.refs == {}
 
     assert take_in(gone.refs, gone.recent, gone.returning, {MAIN: A}).refs == {MAIN: A}
+
+
+def test_a_tag_that_one_answer_lacks_stays_and_one_that_two_lack_is_gone() -> None:
+    stored = {MAIN: B, TAG: B}
+    lagging = take_in(stored, {}, {}, {MAIN: B})
+    assert (lagging.refs, lagging.returning) == (stored, {TAG: ""})
+
+    assert take_in(lagging.refs, lagging.recent, lagging.returning, stored) == Heads(stored, {}, {})
+    assert take_in(lagging.refs, lagging.recent, lagging.returning, {MAIN: B}).refs == {MAIN: B}
+
+
+def test_an_absence_does_not_let_an_earlier_head_in() -> None:
+    gone = take_in({MAIN: B}, {MAIN: [A]}, {}, {})
+    lagging = take_in(gone.refs, gone.recent, gone.returning, {MAIN: A})
+    assert (lagging.refs, lagging.returning) == ({}, {MAIN: A})
+
+    assert take_in(lagging.refs, lagging.recent, lagging.returning, {MAIN: B}).refs == {MAIN: B}
+    assert take_in(lagging.refs, lagging.recent, lagging.returning, {MAIN: A}).refs == {MAIN: A}
 
 
 @given(st.lists(refs, max_size=40))

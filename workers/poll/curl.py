@@ -24,6 +24,9 @@ INTERNAL = PollError("internal", "the poll failed inside fleetsync: see the work
 
 # Remotes whose protocol is remembered, some 200 bytes each; the oldest go first.
 REMEMBERED = 200_000
+# How long it is believed that a redirect leads on, the end of which its target would not tell, and that a server speaks no
+# smart protocol, which nobody would ask again.
+BELIEVED_SECONDS = 300.0
 # Descriptors that the process asks for: requests in flight and kept connections at their largest.
 DESCRIPTORS = 8192
 DEBIAN_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
@@ -39,6 +42,8 @@ class CurlEngine:
     def __init__(self, limit: int, left_to_git: Callable[[PollRequest], None]) -> None:
         self._left_to_git = left_to_git
         self._known: dict[str, Known] = {}
+        # Until when, of what is not believed for good.
+        self._believed_until: dict[str, float] = {}
         self._free: list[Transfer] = []
         self._working: set[Transfer] = set()
         self._early: list[PollResult] = []
@@ -59,7 +64,10 @@ class CurlEngine:
         return len(self._working) + len(self._early)
 
     def start(self, request: PollRequest) -> None:
+        now = time.monotonic()
         known = self._known.get(request.access.url)
+        if self._believed_until.get(request.access.url, now) < now:
+            known = None
         if known is not None and known.dumb:
             self._left_to_git(request)
             return
@@ -69,7 +77,6 @@ class CurlEngine:
             self._early.append(PollResult(request.key, 0.0, error=PollError(error.cause, str(error))))
             return
         transfer = self._free.pop() if self._free else Transfer(self._authorities)
-        now = time.monotonic()
         transfer.begin(Conversation(request, known), now)
         self._send(transfer, now, self._early)
 
@@ -106,17 +113,23 @@ class CurlEngine:
         conversation = transfer.conversation
         conclusion: Conclusion | None
         try:
-            conclusion = conversation.take(transfer.answer()) if code == 0 else transfer.error(code)
+            if code == 0:
+                conclusion = conversation.take(transfer.answer())
+            else:
+                conclusion = transfer.error(code)
+                # It may be the question that the server does not bear any more.
+                conversation.known = None
         except Exception:  # (one poll's fault must not end the session, which holds the leases of fifty)
             log.exception("a poll failed in a way that is not known", repository=conversation.request.access.url)
             conclusion = INTERNAL
+            conversation.known = None
         if conclusion is None:
             self._send(transfer, now, results)
             return
         self._working.discard(transfer)
         transfer.end()
         self._free.append(transfer)
-        self._remember(conversation)
+        self._remember(conversation, now)
         request, seconds = conversation.request, now - transfer.started
         match conclusion:
             case Refs(refs):
@@ -127,18 +140,22 @@ class CurlEngine:
                 log.info("speaks no smart protocol: its polls are left to git", repository=request.access.url)
                 self._left_to_git(request.within(transfer.ends_at - now))
 
-    def _remember(self, conversation: Conversation) -> None:
+    def _remember(self, conversation: Conversation, now: float) -> None:
         url, known = conversation.request.access.url, conversation.known
         if known is None:
-            self._known.pop(url, None)
+            self.forget(url)
         elif self._known.get(url) is not known:
+            self.forget(url)
             self._known[url] = known
+            if conversation.redirected_to or known.dumb:
+                self._believed_until[url] = now + BELIEVED_SECONDS
             if len(self._known) > REMEMBERED:
-                del self._known[next(iter(self._known))]
+                self.forget(next(iter(self._known)))
 
     def forget(self, url: str) -> None:
-        """Ask this remote anew what it speaks."""
+        """Ask this remote anew what it speaks, and where it is."""
         self._known.pop(url, None)
+        self._believed_until.pop(url, None)
 
     def abandon(self) -> None:
         for transfer in self._working:

@@ -60,7 +60,10 @@ def read_advertisement(data: bytes, *, service: bool) -> Advertisement:
     Raises NotGit, BrokenOff or RemoteSaid.
     """
     packets, rest = _section(data)
-    if service and packets and packets[0].rstrip(b"\n") == b"# service=" + UPLOAD_PACK:
+    if service and not packets:
+        # Over http an empty repository says so behind the name of the service.
+        raise NotGit
+    if service and packets[0].rstrip(b"\n") == b"# service=" + UPLOAD_PACK:
         # gitprotocol-http: a flush follows the line; servers that leave it out are known.
         packets = packets[1:] or _section(rest)[0]
     if not packets:

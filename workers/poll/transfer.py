@@ -16,8 +16,9 @@ from workers.poll.engine import PollError, PollRequest, timed_out
 BYTES_PER_REF = 300
 # What a server says before its refs, or instead of them.
 BYTES_BESIDES = 64 * 1024
-# How long a connection that nobody uses is kept.
+# How long a connection that nobody uses is kept, and how long one that is used: a name may lead elsewhere by then.
 KEPT_SECONDS = 300
+OLDEST_CONNECTION_SECONDS = 300
 MOST_RETRY_AFTER_SECONDS = 10**9
 
 TLS_ERRORS = frozenset(
@@ -30,7 +31,8 @@ TLS_ERRORS = frozenset(
 NOT_HTTP = frozenset(
     {pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_BAD_CONTENT_ENCODING, 8, 100}  # weird server reply, too large
 )
-GET_HEADERS = ("Git-Protocol: version=2", "Accept: */*")
+# What git sends too: servers before protocol 2 answer this with their refs, and a cache in between may keep them.
+GET_HEADERS = ("Git-Protocol: version=2", "Accept: */*", "Pragma: no-cache")
 POST_HEADERS = (
     "Git-Protocol: version=2",
     "Content-Type: application/x-git-upload-pack-request",
@@ -86,6 +88,7 @@ class Transfer:
         # A question is some hundred bytes, and libcurl keeps this much for each handle.
         curl.setopt(pycurl.UPLOAD_BUFFERSIZE, 16 * 1024)
         curl.setopt(pycurl.MAXAGE_CONN, KEPT_SECONDS)
+        curl.setopt(pycurl.MAXLIFETIME_CONN, OLDEST_CONNECTION_SECONDS)
         curl.setopt(pycurl.WRITEFUNCTION, self._write)
         curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
         for option, path in authorities.items():
@@ -169,7 +172,8 @@ class Transfer:
         info = self.curl.getinfo
         status = info(pycurl.RESPONSE_CODE)
         body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
-        content_type = info(pycurl.CONTENT_TYPE) or ""
+        # As bytes: a server may write anything there.
+        content_type = (self.curl.getinfo_raw(pycurl.CONTENT_TYPE) or b"").decode("latin-1")
         if status == 200:
             return Answer(status, content_type, body)
         # What libcurl makes of it is the number of seconds, also for a date; 0 where there is none.
@@ -182,10 +186,12 @@ class Transfer:
         """What libcurl's error means."""
         if self.private:
             return PollError(private_address().cause, str(private_address()))
+        # What a status says counts, also where the page that comes with it is broken off or in an unknown encoding.
+        if said := status_error(self.answer()):
+            return said
         if code == pycurl.E_WRITE_ERROR:
             # It was more than all the refs that are allowed, if it was refs.
-            answer = self.answer()
-            return too_many(self.request) if speaks_git(answer) else status_error(answer) or NOT_GIT
+            return too_many(self.request) if speaks_git(self.answer()) else NOT_GIT
         if code == pycurl.E_OPERATION_TIMEDOUT:
             return timed_out(self.request)
         if code in TLS_ERRORS:

@@ -19,10 +19,23 @@ from tests.workers.poll.conformance.answers import (
     refs_of,
     result,
     status,
+    v0,
 )
 from tests.workers.poll.conformance.case import check_discovery, check_ls_refs, collect, conclusion, git_says, request
 from tests.workers.poll.conformance.conftest import BOTH_WAYS, Ask
-from tests.workers.poll.conformance.stand_in import Close, Pause, Reply, Reset, Script, Sent, Step, by_method, stand_in
+from tests.workers.poll.conformance.stand_in import (
+    Close,
+    Hang,
+    Pause,
+    Reply,
+    Reset,
+    Script,
+    Sent,
+    Step,
+    by_method,
+    stand_in,
+)
+from workers.poll import transfer
 from workers.poll.engine import Engine
 
 pytestmark = BOTH_WAYS
@@ -69,6 +82,25 @@ def test_as_many_connections_as_polls_in_flight_and_no_more(engine: Engine) -> N
             assert [results[key].refs for key in range(8)] == [PLAIN] * 8
 
         assert server.connections == 8
+
+
+def test_a_connection_that_is_in_use_is_not_kept_for_ever(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name may lead elsewhere by then, and whoever it led to may answer on."""
+    monkeypatch.setattr(transfer, "OLDEST_CONNECTION_SECONDS", 1)
+    with stand_in(good()) as server:
+        for _ in range(7):
+            assert ask(server.url()).refs == PLAIN
+            time.sleep(0.4)
+        assert 2 <= server.connections <= 4
+
+
+def test_a_question_that_is_not_answered_any_more_is_preceded_by_the_first_one(ask: Ask) -> None:
+    """It may be protocol 2 that a server or what is before it does not bear."""
+    with stand_in(good()) as server:
+        assert ask(server.url()).refs == PLAIN
+        server.script = by_method(GET=[discovery(v0([(MAIN, A)]))], POST=[(Hang(),)])
+        assert conclusion(ask(server.url(), seconds=0.5), [MAIN]) == "timeout"
+        assert ask(server.url(), seconds=5.0).refs == PLAIN
 
 
 def test_what_is_asked_may_change_from_poll_to_poll(ask: Ask) -> None:

@@ -222,6 +222,21 @@ def test_a_stale_replica_among_several(again: Poll) -> None:
     assert polled(again, lists([A, B, A, B, B, A, B, C, B, C]), 10) == [A, B, C]
 
 
+def test_a_stale_replica_that_has_not_heard_of_a_version(again: Poll) -> None:
+    """A range does not fall back for it."""
+    known, stale = refs_of({"refs/tags/v1.0.0": A, "refs/tags/v2.0.0": B}), refs_of({"refs/tags/v1.0.0": A})
+    with stand_in(by_method(GET=V2, POST=[*map(result, (known, stale, known, stale))])) as server:
+        gitrepo = register(url=server.url(), branch="", semver=">=1.0.0")
+        for _ in range(4):
+            again()
+            assert adopted(gitrepo) == [B] and not fresh(gitrepo).ref_error
+
+
+def test_a_stale_replica_behind_one_that_has_no_branch(again: Poll) -> None:
+    nothing = result(refs_of({}))
+    assert polled(again, [*lists([A, B]), nothing, *lists([A, B])], 5) == [A, B]
+
+
 def test_a_revert_is_one_when_it_is_said_twice(again: Poll) -> None:
     assert polled(again, lists([A, B, A, A, A]), 5) == [A, B, A]
 

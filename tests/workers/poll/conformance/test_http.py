@@ -77,6 +77,8 @@ ANSWERS = [
     Case("a login page after a good poll", (discovery(), status("200 OK", body=LOGIN, kind="text/html")),
          (GOOD, status("200 OK", body=LOGIN, kind="text/html")), says=[PLAIN, "not-git", "not-git"],
          sent=["GET POST", "POST GET", "GET"]),
+    Case("a type that is no text", ((http(v2(), "text/pl\u00e4in"),),), says=["not-git"], sent=["GET"], git=False),
+    Case("the end of a list, and no service before it", (discovery(b"0000"),), says=["not-git"], sent=["GET"]),
     Case("no content", ((b"HTTP/1.1 204 No Content\r\n\r\n",),), says=["not-git"], sent=["GET"], git=False),
     Case("nothing, with a good status", (status("200 OK", body=b"", kind="text/plain"),), says=["not-git"], sent=["GET"],
          git=False),
@@ -172,6 +174,22 @@ def test_patience(line: str, cause: str, word: str, least: float | None, most: f
             assert (asked is None) == (least is None)
             assert asked is None or least is None or most is None or least <= asked <= most
             assert len(server.sent) == (1 if not post else 2)
+
+
+@pytest.mark.parametrize(
+    ("steps", "more"),
+    [((Close(),), []), ((Reset(),), []), ((Hang(),), []), ((), ["Content-Encoding: zstd"])],
+    ids=["cut off", "reset", "hangs", "an encoding that nobody knows"],
+)
+def test_patience_counts_whatever_becomes_of_the_page_that_comes_with_it(
+    steps: tuple[Step, ...], more: list[str], ask: Ask
+) -> None:
+    line, headers = "503 Service Unavailable", ["Retry-After: 120", *more]
+    said = http(b"busy\n", "text/plain", status=line, length=500 if steps else None, headers=headers)
+    with stand_in(by_method(GET=[(said, *steps)])) as server:
+        error = ask(server.url(), seconds=1.0).error
+
+    assert error is not None and (error.cause, error.retry_after_seconds) == ("server", 120)
 
 
 def test_one_who_asks_for_patience_is_not_asked_again_at_once(ask: Ask) -> None:

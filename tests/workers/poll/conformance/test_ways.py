@@ -17,6 +17,7 @@ from tests.workers.poll.conformance.case import conclusion, git_says
 from tests.workers.poll.conformance.conftest import Ask
 from tests.workers.poll.conformance.stand_in import NOT_FOUND, Close, Reply, Script, Sent, by_method, stand_in
 from tests.workers.poll.conformance.test_tls import HERE, Authority
+from workers.poll import curl
 
 SECRET = "t0p-s3cret-value"
 PAIR = base64.b64encode(f"git:{SECRET}".encode()).decode()
@@ -90,6 +91,23 @@ def test_a_repository_that_moved_and_moved_back(ask: Ask) -> None:
         assert ask(server.url("old.git")).refs == PLAIN
         assert [(sent.method, sent.target.split("/")[1]) for sent in server.sent] == [
             ("POST", "new.git"), ("GET", "old.git"), ("POST", "old.git"),
+        ]  # fmt: skip
+
+
+def test_a_redirect_that_ends_while_its_target_answers_on(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would tell of that, so it is asked for again."""
+    monkeypatch.setattr(curl, "BELIEVED_SECONDS", 0.5)
+    with stand_in(lambda sent: NOT_FOUND) as server:
+        server.script = forwards({"/old.git": f"{server.address}/new.git{QUESTION}"})
+        assert ask(server.url("old.git")).redirected_to == server.url("new.git")
+        server.script = GIT
+        server.take()
+        assert ask(server.url("old.git")).redirected_to == server.url("new.git")
+        time.sleep(0.6)
+        for _ in range(2):
+            assert ask(server.url("old.git")).redirected_to == ""
+        assert [(sent.method, sent.target.split("/")[1]) for sent in server.take()] == [
+            ("POST", "new.git"), ("GET", "old.git"), ("POST", "old.git"), ("POST", "old.git"),
         ]  # fmt: skip
 
 
