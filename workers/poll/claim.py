@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 # What has been due for longer was due when the last claim looked.
 LEFT_BEHIND = timedelta(seconds=0.1)
+# So many of them, the oldest, say whose places are awaited.
+MOST_LEFT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,17 @@ def due_and_awaited(most: int) -> list[bool]:
     return [answered < wakes for answered, wakes in found[:most]]
 
 
-def are_hosts_full() -> bool:
-    """Asked right after a claim that found less than there was room for: whether it had to leave something."""
-    return bool(rows_of(_oldest_due, database_now() - LEFT_BEHIND, 1, longest_lease_seconds()))
+def full_hosts() -> set[int]:
+    """Asked right after a claim that found less than there was room for: the hosts of what it had to leave. A host whose
+    breaker is open is not among them: it is asked by one at a time whatever becomes free.
+    """
+    now = database_now() - LEFT_BEHIND
+    return {host for (host,) in rows_of(_left, now, settings.GIT_HOST_BREAKER, longest_lease_seconds())}
+
+
+def _left(now: datetime, _: int, __: float) -> QuerySet[Remote, Any]:
+    due = Remote.objects.filter(claimable(Remote, now)).exclude(suspect())
+    return due.exclude(host__in=Host.objects.filter(is_open())).order_by("next_poll_at").values_list("host")[:MOST_LEFT]
 
 
 def claim_suspect() -> list[ClaimedRemote]:

@@ -22,7 +22,7 @@ from fleetsync.stopping import drain_seconds
 from repos.fields import SecretUnreadable
 from repos.leases import give_back_many
 from workers.access import access_of
-from workers.poll.claim import ClaimedRemote, are_hosts_full, claim_remotes, claim_suspect, due_and_awaited
+from workers.poll.claim import ClaimedRemote, claim_remotes, claim_suspect, due_and_awaited, full_hosts
 from workers.poll.engine import Engine, PollError, PollRequest, PollResult
 from workers.poll.results import store
 
@@ -79,9 +79,13 @@ class Session:
         self.next_claim = self.next_look = 0.0
         self.last_flush = self.last_claim = self.started
         self.answered_since_claim = 0
-        # Whether something was due at the last claim or was written since, whether that claim found as much as there was room
-        # for, and whether more was due than hosts had room for.
-        self.found_work = self.found_more = self.hosts_are_full = False
+        # Whether something was due at the last claim or was written since, and whether that claim found as much as there was
+        # room for.
+        self.found_work = self.found_more = False
+        # Of which more was due at that claim than they have places.
+        self.full_hosts: set[int] = set()
+        # An answer that is there holds a place at one of them until it is written.
+        self.holds_a_place = False
         # Until when the session goes on though nothing is due.
         self.busy_until = 0.0
         self.typical_seconds = FAST_SECONDS
@@ -121,6 +125,7 @@ class Session:
         self.answers.append((claimed, result))
         self.answered_since_claim += 1
         self.is_urgent = self.is_urgent or claimed.is_awaited
+        self.holds_a_place = self.holds_a_place or claimed.remote.host_id in self.full_hosts
         self.typical_seconds += ANSWER_WEIGHT * (result.seconds - self.typical_seconds)
 
     def _may_claim(self) -> bool:
@@ -179,7 +184,7 @@ class Session:
             self.found_work, self.found_more = bool(batch), len(batch) == room
             if len(batch) >= BUSY_ROWS:
                 self.busy_until = time.monotonic() + BUSY_SECONDS
-            self.hosts_are_full = len(batch) < room and bool(self.claimed or self.answers) and are_hosts_full()
+            self.full_hosts = full_hosts() if len(batch) < room and (self.claimed or self.answers) else set()
         self.next_claim, self.next_look = now + CLAIM_SECONDS, now + LOOK_SECONDS
 
     def _ahead(self) -> int:
@@ -250,8 +255,8 @@ class Session:
         waited = time.monotonic() - self.last_flush
         if (
             (not self.claimed and not (self.found_more and self._may_claim()))
-            # Until it is written an answer keeps its place at its host, which others may be waiting for.
-            or waited >= (URGENT_SECONDS if self.is_urgent or self.hosts_are_full else FLUSH_SECONDS)
+            # Until it is written an answer keeps its place at its host.
+            or waited >= (URGENT_SECONDS if self.is_urgent or self.holds_a_place else FLUSH_SECONDS)
             or len(self.answers) >= FLUSH_ROWS
         ):
             answers, self.answers, self.is_urgent = self.answers, [], False
@@ -261,6 +266,6 @@ class Session:
             self.last_flush = time.monotonic()
             # What was woken meanwhile is due again.
             self.found_work = True
-            if self.hosts_are_full:
-                # Leases were given back, and with them places at their hosts.
-                self.next_claim = 0.0
+            if self.holds_a_place:
+                # Others wait for it.
+                self.holds_a_place, self.next_claim = False, 0.0

@@ -13,10 +13,10 @@ from pytest_django import Settings
 
 from repos import registration
 from repos.leases import database_now
-from repos.models import Credential, GitRepo, Remote
+from repos.models import Credential, GitRepo, Host, Remote
 from tests.core import MAIN, adopt_all, fresh, later, register
 from tests.git_servers import GitServer, Repository, git_server
-from workers.poll.claim import are_hosts_full
+from workers.poll.claim import full_hosts
 from workers.poll.engine import PollRequest, PollResult
 from workers.poll.everything import RemoteEngine
 from workers.poll.session import (
@@ -382,14 +382,24 @@ def test_an_answer_that_somebody_waits_for_is_written_soon(is_awaited: bool) -> 
 
 @pytest.mark.parametrize(("due_seconds", "is_left"), [(-5.0, True), (-0.001, False), (5.0, False)])
 def test_what_a_claim_left_is_told_from_what_became_due_after_it(due_seconds: float, is_left: bool) -> None:
-    gitrepo = register()
+    remote = register().remote
     now = database_now()
-    Remote.objects.filter(pk=gitrepo.remote_id).update(**Remote.due_in(now, due_seconds))
+    Remote.objects.filter(pk=remote.pk).update(**Remote.due_in(now, due_seconds))
     started = time.monotonic()
 
-    asked = are_hosts_full()
+    found = full_hosts()
 
-    assert asked == is_left or time.monotonic() - started > 0.09  # a machine so slow that it became old meanwhile
+    is_slow = time.monotonic() - started > 0.09  # a machine on which it became old meanwhile
+    assert is_slow or found == ({remote.host_id} if is_left else set())
+
+
+def test_what_a_silent_host_has_due_hurries_nobody(settings: Settings) -> None:
+    """It is asked by one at a time, whatever becomes free."""
+    remote = register().remote
+    Remote.objects.update(**Remote.due_in(database_now(), -60.0))
+    assert full_hosts() == {remote.host_id}
+    Host.objects.update(failures=settings.GIT_HOST_BREAKER)
+    assert full_hosts() == set()
 
 
 def test_answers_are_written_together_while_more_is_due(monkeypatch: pytest.MonkeyPatch) -> None:

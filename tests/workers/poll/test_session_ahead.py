@@ -155,11 +155,13 @@ def test_what_somebody_else_holds_meanwhile_is_not_given_back() -> None:
 
 
 @pytest.mark.parametrize("is_full", [True, False])
-def test_where_a_host_has_no_place_left_answers_do_not_wait_for_company(is_full: bool) -> None:
+def test_where_a_host_has_no_place_left_its_answers_do_not_wait_for_company(is_full: bool) -> None:
     session = unasked(3, limit=2)
     session._claim(0.0)
+    [host] = {claimed.remote.host_id for claimed in session.claimed.values()}
+    session.full_hosts = {host} if is_full else {host + 1}
     session._collect(session.engine.wait(0)[0])
-    session.hosts_are_full, session.last_flush = is_full, time.monotonic() - URGENT_SECONDS * 1.5
+    session.last_flush = time.monotonic() - URGENT_SECONDS * 1.5
 
     session._flush_if_time()
 
