@@ -6,7 +6,7 @@ each by key. Clusters are locked without their key, so that a delivery that is b
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -18,9 +18,10 @@ from repos.doorbells import ring_on_commit
 from repos.drivers import DRIVERS, validate_driver_settings
 from repos.events import record_event
 from repos.leases import database_now
-from repos.models import Cluster, ClusterGroup, Credential, Delivery, GitRepo, Remote
+from repos.models import Cluster, ClusterGroup, Credential, Delivery, GitRepo, Probe, Remote
 from repos.remotes import not_before
 from repos.selectors import matches
+from repos.statements import in_pages
 from repos.validators import shown, validate_labels, validate_selector
 
 CLUSTER_SPEC = ("name", "labels", "driver", "settings", "secrets")
@@ -89,6 +90,7 @@ def delete_cluster(pk: int) -> None:
         gitrepos = _lock_gitrepos_at(pk)
         cluster = Cluster.objects.select_for_update(of=("self",)).get(pk=pk)
         name = cluster.name
+        _forget_deliveries(cluster)
         cluster.delete()
         for gitrepo in gitrepos:
             record_event(gitrepo, "ClusterDeleted", f"{name} was deleted; what was delivered there stays there", now)
@@ -98,6 +100,15 @@ def _lock_gitrepos_at(cluster_id: int) -> list[GitRepo]:
     """Lock the GitRepos with a delivery at the cluster: whether they are paused must hold until the commit."""
     there = Delivery.objects.filter(cluster=cluster_id).values("gitrepo")
     return list(GitRepo.objects.select_for_update(of=("self",)).filter(pk__in=there).order_by("pk"))
+
+
+def _forget_deliveries(cluster: Cluster) -> None:
+    """Delete the deliveries at the locked cluster, by their cluster: Django's own delete() names them all in one statement."""
+    there = Delivery.objects.filter(cluster=cluster)
+    # Locked with their keys, so that no question about one is stored between the two statements.
+    list(there.select_for_update().order_by("pk").values_list("pk"))
+    Probe.objects.filter(delivery__in=there).delete()
+    there._raw_delete(there.db)  # noqa: SLF001
 
 
 def _driver_secrets(driver: str, secrets: object) -> str | None:
@@ -124,11 +135,9 @@ def _deliver_again(cluster: Cluster, now: datetime) -> None:
         "failures": 0,
         "last_error": "",
     }
-    # The keys are read first: the second update would find again what the first one has changed.
-    paused = list(rows.filter(gitrepo__paused=True).order_by("pk").values_list("pk", flat=True))
-    moving = list(rows.filter(gitrepo__paused=False).order_by("pk").values_list("pk", flat=True))
-    Delivery.objects.filter(pk__in=paused).update(**columns, **Delivery.not_due())
-    Delivery.objects.filter(pk__in=moving).update(**columns, **Delivery.due_in(now, 0))
+    # By conditions, since the keys may be more than a statement takes. No row meets both: the GitRepos are locked.
+    rows.filter(gitrepo__in=GitRepo.objects.filter(paused=True)).update(**columns, **Delivery.not_due())
+    rows.filter(gitrepo__in=GitRepo.objects.filter(paused=False)).update(**columns, **Delivery.due_in(now, 0))
     ring_on_commit("deliver")
 
 
@@ -175,9 +184,10 @@ def _match_where(selectors: Iterable[Mapping[str, Any]]) -> None:
 
 def _match_again(keys: list[int], now: datetime) -> None:
     """Make these clusters due for matching; one that is being matched now stays due."""
-    rows = Cluster.objects.filter(pk__in=keys)
-    list(rows.select_for_update(no_key=True).order_by("pk").values_list("pk"))
-    rows.update(match_wanted=F("match_wanted") + 1, **Cluster.due_in(now, 0))
+    for page in in_pages(sorted(keys)):
+        rows = Cluster.objects.filter(pk__in=page)
+        list(rows.select_for_update(no_key=True).order_by("pk").values_list("pk"))
+        rows.update(match_wanted=F("match_wanted") + 1, **Cluster.due_in(now, 0))
     if keys:
         ring_on_commit("control")
 
@@ -193,9 +203,10 @@ def save_credential(spec: Mapping[str, Any], pk: int | None = None) -> Credentia
     """
     _known(spec, CREDENTIAL_SPEC)
     with transaction.atomic():
-        remotes: list[Remote] = []
+        hosts: set[int] = set()
         if pk is not None:
-            remotes = list(Remote.objects.select_for_update(of=("self",)).filter(credential=pk).order_by("pk"))
+            remotes = Remote.objects.select_for_update().filter(credential=pk).order_by("pk")
+            hosts = set(remotes.values_list("host_id", flat=True))
         credential, before = _read(Credential, pk)
         for name, value in spec.items():
             setattr(credential, name, value)
@@ -207,7 +218,7 @@ def save_credential(spec: Mapping[str, Any], pk: int | None = None) -> Credentia
         if unchanged and "secret" not in spec:
             return credential
         credential.save()
-        _wake_all(remotes, database_now())
+        _wake_all(credential, hosts, database_now())
     return credential
 
 
@@ -237,17 +248,17 @@ def check_credential(credential: Credential, spec: Mapping[str, Any]) -> None:
         raise ValidationError({"username": "A user name and password need the user name; without one, store a token."})
 
 
-def _wake_all(remotes: list[Remote], now: datetime) -> None:
-    """As repos.remotes.wake for each of the locked `remotes`, in one statement for each host."""
-    hosts: dict[int, list[Remote]] = {}
-    for remote in remotes:
-        hosts.setdefault(remote.host_id, []).append(remote)
-    for host_id, members in hosts.items():
-        due = not_before(host_id, members[0].credential_id, now)
-        Remote.objects.filter(pk__in=[remote.pk for remote in members]).update(
+def _wake_all(credential: Credential, hosts: Collection[int], now: datetime) -> None:
+    """As repos.remotes.wake for each of the credential's locked remotes, in one statement for each of their `hosts`.
+
+    One that was made since they were locked is woken with them: a poll of it may have read the old secret.
+    """
+    for host in sorted(hosts):
+        due = not_before(host, credential.pk, now)
+        Remote.objects.filter(credential=credential, host=host).update(
             wakes=F("wakes") + 1, next_poll_at=due, wait_seconds=(due - now).total_seconds()
         )
-    if remotes:
+    if hosts:
         ring_on_commit("poll")
 
 

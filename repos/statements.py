@@ -4,17 +4,20 @@ Django takes longer to write a statement than PostgreSQL takes to run one of our
 instants in it, all of them so many seconds from now.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 from django.db import connection, models
 
 P = ParamSpec("P")
+T = TypeVar("T")
 Written = tuple[str, tuple[Any, ...]]
 # The instant for which statements are written.
 THEN = datetime(2000, 1, 1, tzinfo=UTC)
+# The longest list that a statement is given as one parameter for each member: PostgreSQL takes 65,535 in a statement.
+PAGE = 500
 
 
 @lru_cache(maxsize=256)
@@ -54,6 +57,11 @@ def fetched(sql: str, parameters: Sequence[Any]) -> list[Any]:
 def rounded_up(count: int) -> int:
     """The next power of two: a limit that is never twice the same would have its statement written each time."""
     return 1 << max(0, count - 1).bit_length()
+
+
+def in_pages(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`rows` in their order, so many at a time as a statement may be given."""
+    return (rows[first : first + PAGE] for first in range(0, len(rows), PAGE))
 
 
 def among(keys: Collection[int]) -> Written:

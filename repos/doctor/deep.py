@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -19,6 +19,7 @@ from repos.doctor.snapshot import snapshot
 from repos.leases import database_now
 from repos.models import Adoption, Probe, Remote
 from repos.remotes import patience
+from repos.statements import in_pages
 
 Kind = Probe.Kind
 LOOK_SECONDS = 0.5
@@ -149,7 +150,10 @@ class Examination:
         keys = {suspect.remote for suspect in suspects}
         with snapshot():
             now = database_now()
-            rows = {row.pk: row for group in by_remote(followers().filter(remote__in=keys)).values() for row in group}
+            rows: dict[int, Follower] = {}
+            for page in in_pages(sorted(keys)):
+                groups = by_remote(followers().filter(remote__in=page)).values()
+                rows |= {row.pk: row for group in groups for row in group}
             remotes = remotes_now(keys, now)
         became: dict[str, list[Suspect]] = {"cleared": [], "wait": [], "ask": []}
         for suspect in suspects:
@@ -174,7 +178,14 @@ class Examination:
             )
 
 
-def remotes_now(keys: set[int], now: datetime) -> dict[int, RemoteNow]:
+def remotes_now(keys: Collection[int], now: datetime) -> dict[int, RemoteNow]:
+    found: dict[int, RemoteNow] = {}
+    for page in in_pages(sorted(keys)):
+        found |= _page_now(page, now)
+    return found
+
+
+def _page_now(keys: Collection[int], now: datetime) -> dict[int, RemoteNow]:
     rows = list(Remote.objects.filter(pk__in=keys).select_related("host").defer("refs", "recent"))
     patient = patience({row.host_id for row in rows}, now)
     settled = set(Adoption.objects.filter(remote__in=keys, due_at__isnull=True).values_list("remote", flat=True))

@@ -4,15 +4,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from repos.doctor.waiting import waits
 from repos.doorbells import ring_probe
 from repos.leases import database_now, leased
 from repos.models import Delivery, Mirror, Probe, Remote
+from repos.statements import in_pages
 
-PAGE = 500
 LOOK_SECONDS = 0.5
 # The queue whose workers answer each kind.
 QUEUES = {Probe.Kind.REMOTE: "poll", Probe.Kind.TARGET: "deliver", Probe.Kind.MACHINE: "sync"}
@@ -35,8 +36,8 @@ def queues_to_ask(now: datetime) -> list[str]:
 
 def make(examination: uuid.UUID, probes: Sequence[Probe]) -> int:
     """Store these questions, due at once; how many there are."""
-    for first in range(0, len(probes), PAGE):
-        page, now = probes[first : first + PAGE], database_now()
+    for page in in_pages(probes):
+        now = database_now()
         for probe in page:
             probe.examination, probe.created_at, probe.due_at = examination, now, now
         Probe.objects.bulk_create(page)
@@ -46,17 +47,21 @@ def make(examination: uuid.UUID, probes: Sequence[Probe]) -> int:
 def remote_probes(only: Iterable[int] | None = None) -> list[Probe]:
     """One for each remote that is polled, or for `only` these."""
     remotes = Remote.objects.filter(next_poll_at__isnull=False)
-    if only is not None:
-        remotes = remotes.filter(pk__in=list(only))
-    return [Probe(kind=Probe.Kind.REMOTE, remote_id=pk) for pk in remotes.order_by("pk").values_list("pk", flat=True)]
+    return [Probe(kind=Probe.Kind.REMOTE, remote_id=pk) for pk in _keys(remotes, only)]
 
 
 def target_probes(only: Iterable[int] | None = None) -> list[Probe]:
     """One for each delivery that has ended, in content or in a removal, or for `only` these."""
     ended = Delivery.objects.filter(state__in=(Delivery.State.APPLIED, Delivery.State.REMOVED))
-    if only is not None:
-        ended = ended.filter(pk__in=list(only))
-    return [Probe(kind=Probe.Kind.TARGET, delivery_id=pk) for pk in ended.order_by("pk").values_list("pk", flat=True)]
+    return [Probe(kind=Probe.Kind.TARGET, delivery_id=pk) for pk in _keys(ended, only)]
+
+
+def _keys(rows: QuerySet[Any], only: Iterable[int] | None) -> list[int]:
+    """The keys of `rows` in their order, or of `only` these among them."""
+    found = rows.order_by("pk").values_list("pk", flat=True)
+    if only is None:
+        return list(found)
+    return [pk for page in in_pages(sorted(set(only))) for pk in found.filter(pk__in=page)]
 
 
 def machine_probes(now: datetime) -> list[Probe]:
