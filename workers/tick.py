@@ -47,10 +47,11 @@ def due_count(models: tuple[type[Leased], ...], now: datetime, most: int) -> int
     """How many rows are due and unleased, counted no further than `most`."""
     count = 0
     for model in models:
-        count += len(rows_of(_due, now, model, most - count, 0.0, longest_lease_seconds()))
+        # Whatever is counted already, the limit is `most`: each limit is a statement of its own among those that are kept.
+        count += len(rows_of(_due, now, model, most, 0.0, longest_lease_seconds()))
         if count >= most:
             break
-    return count
+    return min(count, most)
 
 
 def polls_to_ring(now: datetime) -> int:

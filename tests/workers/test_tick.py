@@ -2,14 +2,14 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from celery import current_app
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Q
 from pytest_django import Settings
 
@@ -134,6 +134,29 @@ def test_counting_goes_no_further_than_it_must() -> None:
         register(f"r{number}", url=f"https://git.example.com/{number}")
 
     assert due_count((Remote, Adoption), database_now(), 3) == 3
+    Adoption.objects.update(**Adoption.due_in(later(-1), 0))
+    assert due_count((Remote, Adoption), database_now(), 7) == 7
+
+
+def test_however_much_is_due_the_statements_are_the_same() -> None:
+    """Each one that differs would take a place among those that are kept."""
+    sent: list[str] = []
+
+    def note(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        sent.append(sql)
+        return execute(sql, *rest)
+
+    found: list[list[str]] = []
+    for number in range(1, 4):
+        register(f"r{number}", url=f"https://git.example.com/{number}")
+        Adoption.objects.update(**Adoption.due_in(later(-1), 0))
+        now = database_now()
+        with connection.execute_wrapper(note):
+            assert due_count((Adoption, Cluster), now, 10) == number
+        found.append(sent[:])
+        sent.clear()
+
+    assert len(found[0]) == 2 and found == [found[0]] * 3
 
 
 def test_no_queue_gets_more_than_it_lacks(broker: RedisServer, sent: None) -> None:
