@@ -102,11 +102,16 @@ def claim_job(*, suspects: bool) -> SyncJob | None:
 
 
 def _tell_of_quarantine(job: SyncJob, now: datetime) -> None:
-    """In a transaction of its own: an event locks its GitRepo, which comes before its jobs."""
+    """In a transaction of its own: the GitRepo is locked, which comes before its jobs. If it is gone, nobody has an event
+    to read.
+    """
     message = sentence(job.crashes)
     with transaction.atomic():
-        gitrepo = GitRepo.objects.filter(pk=job.gitrepo_id).first()
-        record_event(gitrepo, "Quarantined", f"sync job: {message}", now, warning=True)
+        # An event needs its key, and nothing else of it.
+        gitrepos = GitRepo.objects.select_for_update(of=("self",), no_key=True)
+        gitrepo = gitrepos.filter(pk=job.gitrepo_id).first()
+        if gitrepo is not None:
+            record_event(gitrepo, "Quarantined", f"sync job: {message}", now, warning=True)
         Counter.add({("sync_jobs", "result=crashed"): 1})
     log.error("quarantined", gitrepo=gitrepo.name if gitrepo else "", job=job.pk, cause="crashed", error=message)
 

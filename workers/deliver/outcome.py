@@ -108,12 +108,18 @@ def store_quarantine(delivery: Delivery, now: datetime) -> None:
 
 
 def tell_of_quarantine(delivery: Delivery, now: datetime) -> None:
-    """In a transaction of its own: an event locks its GitRepo, which comes before its deliveries."""
+    """In a transaction of its own: the GitRepo is locked, which comes before its deliveries and their records.
+
+    If it is gone, they are too: nobody has an event to read then.
+    """
     message = sentence(delivery.crashes)
     with transaction.atomic():
-        _mark_record(delivery, Outcome.FAILED, cut(message))
-        gitrepo = GitRepo.objects.filter(pk=delivery.gitrepo_id).first()
-        record_event(gitrepo, "Quarantined", f"{delivery.cluster.name}: {message}", now, warning=True)
+        # An event needs its key, and nothing else of it.
+        gitrepos = GitRepo.objects.select_for_update(of=("self",), no_key=True)
+        gitrepo = gitrepos.filter(pk=delivery.gitrepo_id).first()
+        if gitrepo is not None:
+            _mark_record(delivery, Outcome.FAILED, cut(message))
+            record_event(gitrepo, "Quarantined", f"{delivery.cluster.name}: {message}", now, warning=True)
         Counter.add({("deliveries", "result=crashed"): 1})
     name = gitrepo.name if gitrepo else ""
     log.error("quarantined", gitrepo=name, cluster=delivery.cluster.name, cause="crashed", error=message)
