@@ -1,12 +1,12 @@
 """Keeping each host's breaker: what a batch of polls says of their hosts, and what follows when one answers again."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from repos.breaker import Word, closes, failures_after, opens
 from repos.events import record_event
@@ -55,12 +55,18 @@ def _name(host: Host) -> str:
     return str(host) or "file://"
 
 
-def recall(hosts: Iterable[Host], now: datetime) -> None:
+def recall(hosts: Sequence[Host], now: datetime) -> None:
     """Have the remotes of hosts that answer again polled soon, and not at the end of the backoff that the host's silence
-    put them into. Those that are locked, held or in quarantine keep their instant.
+    put them into. Those that are locked, held or in quarantine keep their instant; and so do those that failed long before
+    the silence: a host with many broken repositories and few good ones would have them asked without backoff.
     """
+    silenced = Q()
+    for host in hosts:
+        began = (host.failing_since or now) - timedelta(seconds=settings.GITREPO_BACKOFF_CAP)
+        silenced |= Q(host=host, health_changed_at__gte=began)
     failing = Remote.objects.filter(
-        host__in=list(hosts),
+        silenced,
+        host__in=hosts,
         consecutive_failures__gt=0,
         next_poll_at__gt=now + timedelta(seconds=settings.GITREPO_POLLING_INTERVAL),
         lease_until__isnull=True,

@@ -108,7 +108,11 @@ def test_a_suspect_of_an_open_host_waits_its_turn_too() -> None:
 def test_the_first_answer_closes_it_and_its_remotes_are_followed_again_soon(settings: Settings) -> None:
     settings.GITREPO_POLLING_INTERVAL = 15.0
     made = opened()
-    Remote.objects.filter(host=host()).update(consecutive_failures=5, **Remote.due_in(later(0), 280))
+    Remote.objects.filter(host=host()).update(
+        consecutive_failures=5, health_changed_at=later(-1), **Remote.due_in(later(0), 280)
+    )
+    broken = made.pop()
+    Remote.objects.filter(pk=broken.pk).update(health_changed_at=later(-2 * settings.GITREPO_BACKOFF_CAP))
     [patient] = remotes(ALIVE, 1)
     Remote.objects.filter(pk=patient.pk).update(consecutive_failures=5, **Remote.due_in(later(0), 280))
     due_now(pk=made[0].pk)
@@ -120,7 +124,8 @@ def test_the_first_answer_closes_it_and_its_remotes_are_followed_again_soon(sett
     assert DEAD in Event.objects.get(reason="HostAnswers").message
     waits = [(fresh(row).next_poll_at - database_now()).total_seconds() for row in made[1:]]
     assert all(wait <= 15 for wait in waits) and max(waits) > 5  # soon, and not all at the same moment
-    assert (fresh(patient).next_poll_at - database_now()).total_seconds() > 200
+    for other in (patient, broken):
+        assert (fresh(other).next_poll_at - database_now()).total_seconds() > 200
     due_now()
     assert len(claim_remotes(50)) == 9
 
