@@ -21,6 +21,8 @@ from repos.urls import parse_git_url
 
 # A host is left alone no longer than this. An instant further ahead was written by a clock that has been set back.
 LONGEST_PATIENCE_SECONDS = 3600.0
+# How long a host that says 429 without a Retry-After is left alone.
+PATIENCE_SECONDS = 60.0
 
 
 def remote_for(gitrepo: GitRepo) -> Remote:
@@ -91,6 +93,19 @@ def _not_before(now: datetime) -> QuerySet[HostNotBefore, Any]:
 def not_before(host_id: int, credential_id: int | None, now: datetime) -> datetime:
     """The earliest instant at which the host may be polled with this credential: `now` unless it asked for patience."""
     return patience([host_id], now).get((host_id, credential_id or 0), now)
+
+
+def leave_alone(host_id: int, credential_id: int | None, seconds: float, now: datetime) -> datetime:
+    """Keep that the host wants to be left alone with this credential for so many seconds, 3600 at most, unless it asked for
+    longer before; until when. The row is locked, so that of two workers the one that waited sees what the other wrote.
+    """
+    until = now + timedelta(seconds=min(seconds, LONGEST_PATIENCE_SECONDS))
+    rows = HostNotBefore.objects.select_for_update(no_key=True)
+    row, _ = rows.get_or_create(host_id=host_id, credential_key=credential_id or 0, defaults={"until": until})
+    if not until <= row.until <= now + timedelta(seconds=LONGEST_PATIENCE_SECONDS):
+        row.until = until
+        row.save(update_fields=["until"])
+    return row.until
 
 
 def wake(remote: Remote, now: datetime) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
 from fleetsync.failpoints import hit
@@ -22,13 +22,14 @@ from repos import deliveries, leases, registration
 from repos.events import cut, record_event
 from repos.fields import SecretUnreadable
 from repos.leases import Renewer, Where, claim, database_now, finish, held, leased
-from repos.models import Bundle, Counter, GitRepo, Mirror, Revision, SyncJob
+from repos.models import Bundle, Counter, GitRepo, HostNotBefore, Mirror, Remote, Revision, SyncJob
 from repos.quarantine import is_quarantined, sentence
 from repos.quarantine import wait_seconds as quarantine_seconds
+from repos.remotes import LONGEST_PATIENCE_SECONDS, PATIENCE_SECONDS, leave_alone
 from repos.schedule import next_wait_seconds
 from workers.bundle.errors import BundleError
 from workers.git_environment import AccessError
-from workers.git_errors import CommitNotFound, GitError, MirrorBusy
+from workers.git_errors import CommitNotFound, GitError, MirrorBusy, TooManyRequests
 from workers.make import Made, Work, make
 
 log = structlog.get_logger(__name__)
@@ -128,6 +129,9 @@ def run_job(job: SyncJob, renewer: Renewer) -> None:
         conclude(work, made)
     except Dropped as dropped:
         log.info("sync job dropped", reason=str(dropped))
+    except TooManyRequests as error:
+        _leave_alone(job)
+        fail(job, error.cause, str(error))
     except MirrorBusy:
         give_back(job, BUSY_SECONDS * (1 + random.random()))  # noqa: S311
     except (GitError, BundleError, AccessError, SecretUnreadable) as error:
@@ -154,13 +158,16 @@ def begin(job: SyncJob) -> Work:
     if gitrepo.paused:
         give_back(job, 0.0)
         raise Dropped("paused")
+    if revision.not_before is not None and (wait := _patience_seconds(revision.not_before)) > 0:
+        give_back(job, wait + settings.GITREPO_POLLING_INTERVAL * random.random())  # noqa: S311
+        raise Dropped("the host asked for patience")
     log.info("sync job started", gitrepo=gitrepo.name, commit=revision.commit, revision=revision.number)
     return Work(job, gitrepo, revision, gitrepo.remote, revision.forced)
 
 
 def _asked_for() -> QuerySet[Any]:
-    """Revisions with all that a job has to know, in one statement: `newer`, whether a later one waits, and `forced`, as in
-    Work.
+    """Revisions with all that a job has to know, in one statement: `newer`, whether a later one waits, `forced`, as in Work,
+    and `not_before`, the instant that the host asked for at last (429, Retry-After), if ever.
     """
     mine = {"gitrepo": OuterRef("gitrepo")}
     newer = SyncJob.objects.filter(**mine, revision__number__gt=OuterRef("number"), state__in=SyncJob.WAITING)
@@ -171,7 +178,28 @@ def _asked_for() -> QuerySet[Any]:
         reason__in=(Revision.Reason.FORCE, Revision.Reason.ROLLBACK),
     )
     rows = Revision.objects.select_related("gitrepo__remote__credential", "gitrepo__wanted_revision__bundle")
-    return rows.annotate(newer=Exists(newer), forced=Exists(pushed_aside))
+    patience = HostNotBefore.objects.filter(
+        host=OuterRef("gitrepo__remote__host"), credential_key=Coalesce(OuterRef("gitrepo__remote__credential"), 0)
+    )
+    return rows.annotate(
+        newer=Exists(newer), forced=Exists(pushed_aside), not_before=Subquery(patience.values("until")[:1])
+    )
+
+
+def _patience_seconds(until: datetime) -> float:
+    """How long the host is still to be left alone. An instant too far ahead was written by a clock that has been set back."""
+    seconds = (until - database_now()).total_seconds()
+    return seconds if seconds <= LONGEST_PATIENCE_SECONDS else 0.0
+
+
+def _leave_alone(job: SyncJob) -> None:
+    """The host said to a fetch that it is asked too often: polls and other jobs of that credential leave it alone as well.
+    Git does not tell for how long.
+    """
+    with transaction.atomic():
+        remote = Remote.objects.filter(gitrepos=job.gitrepo_id).only("host", "credential").first()
+        if remote is not None:
+            leave_alone(remote.host_id, remote.credential_id, PATIENCE_SECONDS, database_now())
 
 
 def is_for_nobody(gitrepo: GitRepo, revision: Revision) -> bool:

@@ -20,9 +20,9 @@ from repos.doorbells import ring_on_commit
 from repos.events import cut, record_event
 from repos.heads import digest_of, only_asked, take_in
 from repos.leases import database_now, finish
-from repos.models import Adoption, Counter, HostNotBefore, Remote
+from repos.models import Adoption, Counter, Remote
 from repos.refs import Head, head_of
-from repos.remotes import LONGEST_PATIENCE_SECONDS, patience
+from repos.remotes import PATIENCE_SECONDS, leave_alone, patience
 from repos.schedule import next_wait_seconds
 from repos.statements import lock_in_order
 from workers.poll.breakers import listen, recall, start_slowly
@@ -33,8 +33,6 @@ log = structlog.get_logger(__name__)
 
 # A head that came back is asked for again this soon when somebody waits for the answer.
 CONFIRM_SECONDS = 2.0
-# How long a host that says 429 without a Retry-After is left alone.
-PATIENCE_SECONDS = 60.0
 
 # The row may have been woken, be wanted more often, or have lost its last follower, while it was being polled.
 WOKEN = "(t.wakes <> v.wakes_read OR t.interval_seconds < v.interval_read)"
@@ -234,12 +232,7 @@ def _be_patient(findings: Sequence[Finding], now: datetime) -> dict[tuple[int, i
     """Keep until when hosts want to be left alone; what is known of that for the hosts of all findings."""
     known = patience({finding.claimed.remote.host_id for finding in findings}, now)
     for account, seconds in sorted(_refused(findings).items()):
-        until = now + timedelta(seconds=min(seconds, LONGEST_PATIENCE_SECONDS))
-        known[account] = max(until, known.get(account, until))
-        host, credential = account
-        HostNotBefore.objects.update_or_create(
-            host_id=host, credential_key=credential, defaults={"until": known[account]}
-        )
+        known[account] = leave_alone(*account, seconds, now)
     return known
 
 

@@ -1,0 +1,105 @@
+"""A host that wants to be left alone (429, Retry-After) is left alone by fetches as well, and says it to all through any."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pytest_django import Settings
+
+from repos.leases import database_now
+from repos.models import Credential, GitRepo, HostNotBefore, Remote, SyncJob
+from tests.core import MAIN, adopt_all, answered, fresh, later, register
+from tests.git_servers import Behaviour, GitServer, Repository, git_server
+from workers import bundles
+from workers.poll.claim import claim_remotes
+from workers.sync import run_session
+
+pytestmark = pytest.mark.django_db
+State = SyncJob.State
+
+
+@pytest.fixture(autouse=True)
+def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
+    settings.GIT_ALLOW_HTTP = True
+    settings.DATA_DIR = tmp_path / "data"
+    settings.MIRROR_DIR = tmp_path / "mirrors"
+    settings.BUNDLE_DIR = tmp_path / "bundles"
+    settings.GITREPO_POLLING_INTERVAL = 15.0
+    bundles.store.cache_clear()
+    yield
+    bundles.store.cache_clear()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[GitServer]:
+    (tmp_path / "served").mkdir()
+    with git_server(tmp_path / "served") as server:
+        yield server
+
+
+def polled(server: GitServer, name: str, credential: Credential | None = None) -> GitRepo:
+    """A GitRepo of that server whose first commit waits for its sync job."""
+    source = Repository.make(server.root / f"{name}.git")
+    source.commit({"app.yaml": name})
+    gitrepo = register(name, url=server.url(source), credential=credential)
+    answered(gitrepo.remote, {MAIN: source.head()})
+    adopt_all()
+    return gitrepo
+
+
+def job(gitrepo: GitRepo) -> SyncJob:
+    return SyncJob.objects.get(gitrepo=gitrepo)
+
+
+def work() -> None:
+    run_session(budget_seconds=20, stopping=lambda: False)
+
+
+def waits(row: SyncJob) -> float:
+    assert row.due_at is not None
+    return (row.due_at - database_now()).total_seconds()
+
+
+def test_a_429_to_a_fetch_is_one_for_everybody(server: GitServer) -> None:
+    first = polled(server, "first")
+    server.behaviour = Behaviour(status=429, of="fetch")
+    work()
+    assert (job(first).state, HostNotBefore.objects.get().host) == (State.FAILED, first.remote.host)
+    assert "fewer requests" in job(first).last_error
+
+    second = polled(server, "second")
+    SyncJob.objects.update(due_at=later(-1))
+    server.log.clear()
+    work()
+
+    assert server.log == []
+    assert (job(second).state, job(second).failures) == (State.PENDING, 0)
+    assert 50 < waits(job(second)) < 60 + 15
+    assert 50 < waits(job(first)) < 60 + 15
+    Remote.objects.update(next_poll_at=later(-1))
+    assert claim_remotes(5) == []
+
+
+def test_what_a_poll_was_told_counts_for_jobs_of_that_credential_alone(server: GitServer) -> None:
+    token = Credential.objects.create(name="token", kind="token", secret="x")
+    other, shop = polled(server, "other", token), polled(server, "shop")
+    HostNotBefore.objects.create(host=shop.remote.host, until=later(200))
+    work()
+
+    assert (job(other).state, job(shop).state) == (State.SUCCEEDED, State.PENDING)
+    assert 190 < waits(job(shop)) < 200 + 15
+    assert not fresh(shop).wanted_revision
+
+    HostNotBefore.objects.update(until=later(-1))
+    SyncJob.objects.filter(due_at__isnull=False).update(due_at=later(-1))
+    work()
+    assert job(shop).state == State.SUCCEEDED
+
+
+def test_an_instant_that_no_clock_should_have_written_holds_back_nobody(server: GitServer) -> None:
+    shop = polled(server, "shop")
+    HostNotBefore.objects.create(host=shop.remote.host, until=database_now() + timedelta(days=300))
+    work()
+
+    assert job(shop).state == State.SUCCEEDED
