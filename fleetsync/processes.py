@@ -19,6 +19,10 @@ PYTHON = sys.executable
 INSTANCE = secrets.token_hex(4)
 # Names a worker's own queue to it.
 OWN_QUEUE = "FLEETSYNC_OWN_QUEUE"
+# How long workers look a name up (resolv.conf(5)): for each name server 4 s instead of 10. libcurl has twenty threads for it,
+# so ten names whose servers are deaf have all others wait for so long.
+RESOLVER = "RES_OPTIONS"
+RESOLVER_OPTIONS = "timeout:2 attempts:2"
 MANAGE = str(settings.BASE_DIR / "manage.py")
 
 
@@ -72,7 +76,7 @@ def workers() -> list[Child]:
         Child(
             queue,
             worker(queue, own_queue(queue)),
-            env={OWN_QUEUE: own_queue(queue)},
+            env={OWN_QUEUE: own_queue(queue), RESOLVER: os.environ.get(RESOLVER, RESOLVER_OPTIONS)},
             grace=settings.STOP_GRACE,
             stop_order=1,
             die_with_parent="KILL",

@@ -118,17 +118,26 @@ def test_the_image_has_what_it_copies() -> None:
         assert f"!{source}\n" in kept
 
 
-def test_every_queue_has_a_worker_of_its_own(settings: Settings) -> None:
+def test_every_queue_has_a_worker_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RES_OPTIONS", raising=False)
     settings.WORKER_QUEUES = list(QUEUES)
     children = processes.workers()
     assert [child.name for child in children] == list(QUEUES)
     for child in children:
         assert child.argv[child.argv.index("--queues") + 1] == f"{child.name},{processes.own_queue(child.name)}"
-        assert child.env == {processes.OWN_QUEUE: processes.own_queue(child.name)}
+        assert child.env == {
+            processes.OWN_QUEUE: processes.own_queue(child.name),
+            "RES_OPTIONS": "timeout:2 attempts:2",
+        }
         assert "--without-gossip" in child.argv
         assert "--without-mingle" in child.argv
         assert "--without-heartbeat" in child.argv
     assert len({child.argv[child.argv.index("--hostname") + 1] for child in children}) == len(children)
+
+
+def test_how_long_names_are_looked_up_is_left_to_whoever_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RES_OPTIONS", "timeout:7")
+    assert {(child.env or {}).get("RES_OPTIONS") for child in processes.workers()} == {"timeout:7"}
 
 
 def test_make_run_stops_the_doors_before_the_workers() -> None:
