@@ -18,7 +18,7 @@ import structlog
 from repos.heads import only_asked
 from workers.addresses import resolved_soon
 from workers.git_environment import AccessError, check_access
-from workers.git_errors import GitError, NetworkFailed, cleaner, error_from
+from workers.git_errors import GitError, NetworkFailed, Refused, cleaner, refusal, remote_error_from
 from workers.poll.conversation import NOT_GIT, remote_error, too_many
 from workers.poll.engine import PollError, PollRequest, PollResult, timed_out
 from workers.poll.protocol import (
@@ -47,7 +47,6 @@ OPEN_SECONDS, OPEN_PART = 10.0, 0.3
 CLOSE_SECONDS = 5.0
 # What a server answers to a channel that it does not open (RFC 4254, 5.1); greater codes are asyncssh's own.
 REFUSALS = frozenset(range(1, 5))
-HUNG_UP = b"\nfatal: Could not read from remote repository.\n"
 
 
 class ConnectionGone(Exception):
@@ -134,7 +133,7 @@ class SshAsker:
                 raise ConnectionGone from None
             give_back(connection)
             if connection.is_open:
-                raise error_from(b"exec request failed" + HUNG_UP, cleaner()) from None
+                raise Refused(detail="exec request failed") from None
             raise ConnectionGone from None
         except (asyncssh.Error, OSError):
             # Our own patience is over, too; that of the request comes as a cancellation.
@@ -160,6 +159,7 @@ class _Conversation(asyncssh.SSHClientSession[bytes]):
         self._connection, self._most = connection, most_bytes
         self._said = bytearray()
         self._errors = bytearray()
+        self._status = 0
         self._ended = self._closed = self._answered = self._counted_as_ended = False
         self._waiter: asyncio.Future[None] | None = None
         self._on_closed: Callable[[], None] | None = None
@@ -178,6 +178,9 @@ class _Conversation(asyncssh.SSHClientSession[bytes]):
         # One byte more than is allowed shows that there was more.
         self._said += data[: self._most + 1 - len(self._said)]
         self._wake()
+
+    def exit_status_received(self, status: int) -> None:
+        self._status = status
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -269,13 +272,30 @@ class _Conversation(asyncssh.SSHClientSession[bytes]):
 
     def _last_words(self) -> bytes:
         """What was said before the channel ended, if that is whole or an error's packet; else raises what it ended of."""
-        if section_end(self._said) is not None:
-            return bytes(self._said)
+        refused = self._refusal()
+        try:
+            if section_end(self._said) is not None:
+                return bytes(self._said)
+        except NotGit:
+            # Gitea writes an empty line before it says, as an error, why there is no answer.
+            raise refused or NotGit from None
         if self._said[ERROR_PACKET] == b"ERR ":
             return bytes(self._said) + FLUSH
+        if refused:
+            raise refused
         if not self._connection.is_open:
             raise ConnectionGone
-        raise error_from(bytes(self._errors) + HUNG_UP, cleaner())
+        raise NetworkFailed
+
+    def _refusal(self) -> GitError | None:
+        """Why the server ended the channel by itself, which is an answer of the host; None if it said nothing, and where the
+        end came with the connection's and what it said before is not known to be a refusal.
+        """
+        words = self._errors.decode("utf-8", "replace")
+        if known := remote_error_from(words, cleaner()):
+            return known
+        by_itself = self._status != 0 or (self._connection.is_open and words.strip())
+        return refusal(words, cleaner()) if by_itself else None
 
 
 @lru_cache(maxsize=4096)
@@ -287,7 +307,8 @@ def path_of(url: str) -> bytes:
     """What git asks an ssh server for: the path of `user@host:path` as it stands, that of a URL decoded, and without the
     slash in front of `~`. AccessError for what a command would take for an option.
     """
-    path = unquote_to_bytes(urlsplit(url).path) if "://" in url else url.partition(":")[2].encode()
+    # An IPv6 address in front of the path has colons of its own, in brackets that no path has.
+    path = unquote_to_bytes(urlsplit(url).path) if "://" in url else url.rpartition("]")[2].partition(":")[2].encode()
     if path.startswith(b"/~"):
         path = path[1:]
     if not path or path.startswith(b"-"):

@@ -5,12 +5,16 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncssh
 import pytest
 from pytest_django import Settings
 
 from tests.git_servers import Repository
 from tests.ssh_servers import KEY_TYPES, SshServer, make_key, public_key, ssh_server, why_not
 from tests.workers.poll.ssh_asking import MAIN, Asking, git_engine, registered, ssh_engine
+from tests.workers.refusals import REFUSALS
+from workers.git_environment import RemoteAccess
+from workers.poll.engine import PollRequest
 from workers.poll.loop import LoopEngine
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "an sshd can be run")
@@ -323,7 +327,6 @@ def test_an_access_that_contradicts_itself(ask: Asking) -> None:
 @pytest.mark.parametrize(
     ("command", "cause"),
     [
-        ("false", "network"),
         ("echo ERROR: Repository not found. >&2; exit 1", "not-found"),
         ("printf '0025ERR access denied or not exported'; sleep 0.2", "git"),
         ("printf '001dERR Repository not found.'", "not-found"),
@@ -333,6 +336,90 @@ def test_what_a_server_says_instead(ask: Asking, command: str, cause: str) -> No
     again(ask.server, ForceCommand=command)
 
     assert ask.cause() == cause
+
+
+def test_a_refusal_in_a_forges_own_words(ask: Asking, tmp_path: Path) -> None:
+    again(ask.server, ForceCommand=f"cat {tmp_path}/words >&2; exit 1")
+    said = {}
+    for words, cause in [*REFUSALS, ("remote: ERROR: On Sundays we rest.\n", "refused")]:
+        (tmp_path / "words").write_text(words)
+        said[words] = (ask.cause(), cause)
+
+    assert not {words: causes for words, causes in said.items() if len(set(causes)) > 1}
+
+
+@pytest.mark.parametrize(
+    ("command", "cause"),
+    [
+        ("exit 0", "network"),
+        ("exit 1", "refused"),
+        ("echo On Sundays we rest. >&2", "refused"),
+        # A server's troubles are not ours.
+        ("echo No space left on device >&2; exit 1", "refused"),
+        ("echo fatal: bad object HEAD >&2; exit 128", "refused"),
+        ("printf '001bERR bad object HEAD'", "git"),
+        ("printf '000eversion 2\\n'; exit 1", "refused"),
+        # As Gitea does it.
+        ("echo; printf 'error:\\nerror: Cannot find repository: x\\n' >&2; exit 1", "not-found"),
+        ("echo; exit 1", "refused"),
+        ("echo", "not-git"),
+    ],
+)
+def test_an_end_by_the_server_itself_is_an_answer(
+    kept: LoopEngine, server: SshServer, tmp_path: Path, command: str, cause: str
+) -> None:
+    ask = registered(kept, server, tmp_path)
+    again(server, ForceCommand=command)
+
+    assert ask.cause() == cause
+
+
+@pytest.mark.parametrize(
+    ("command", "cause"),
+    [
+        ("echo On Sundays we rest. >&2; sleep 1; kill -9 $PPID; sleep 5", "network"),
+        ("echo ERROR: Repository not found. >&2; sleep 1; kill -9 $PPID; sleep 5", "not-found"),
+    ],
+)
+def test_a_broken_connection_is_no_answer_unless_there_was_one_before(
+    kept: LoopEngine, server: SshServer, tmp_path: Path, command: str, cause: str
+) -> None:
+    ask = registered(kept, server, tmp_path)
+    again(server, ForceCommand=command)
+
+    assert ask.cause() == cause
+
+
+def test_a_servers_words_are_shown_cut_and_clean(kept: LoopEngine, server: SshServer, tmp_path: Path) -> None:
+    ask = registered(kept, server, tmp_path)
+    again(server, ForceCommand="printf '\\033[31mOn Sundays\\007 we rest.\\n' >&2; yes rest | head -c 9000 >&2; exit 1")
+
+    error = ask().error
+
+    assert error is not None and error.message.isprintable() and len(error.message) < 300
+    assert "rest" in error.message
+
+
+def test_a_server_that_runs_nothing(kept: LoopEngine, tmp_path: Path) -> None:
+    """It opens a channel, and refuses the command."""
+
+    class Refuser(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            return False
+
+        def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
+            return asyncssh.SSHServerSession()
+
+    key = make_key(tmp_path / "key")
+    listening = asyncssh.listen("127.0.0.1", 0, server_factory=Refuser, server_host_keys=[tmp_path / "key"])
+    listener = kept.loop.run_until_complete(listening)
+    url = f"ssh://git@127.0.0.1:{listener.get_port()}/x.git"
+    known = f"[127.0.0.1]:{listener.get_port()} {public_key(tmp_path / 'key')}\n"
+    kept.start(PollRequest(1, RemoteAccess(url, "ssh", "", key, known), (MAIN,), 20.0, 10))
+    (result,) = kept.wait(30.0)
+    listener.close()
+
+    assert result.error is not None and result.error.cause == "refused"
 
 
 @pytest.mark.parametrize("command", ["echo Welcome", "echo 'This account is not available.'; sleep 60"])
@@ -374,4 +461,4 @@ def test_errors_without_end_are_not_kept(kept: LoopEngine, server: SshServer, tm
     ask = registered(kept, server, tmp_path)
     again(server, ForceCommand="yes complaint | head -c 3000000 >&2; echo fatal: repository not found >&2")
 
-    assert ask.cause() == "network"  # the end was not kept
+    assert ask.cause() == "refused"  # the end was not kept
