@@ -11,7 +11,6 @@ import base64
 import fcntl
 import ipaddress
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -23,6 +22,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
+
+from repos.urls import GitUrl, parse_git_url
 
 SCHEMES = frozenset({"https", "http", "ssh", "file"})
 KINDS = frozenset({"none", "basic", "token", "ssh"})
@@ -77,20 +79,27 @@ class RemoteAccess:
     def scheme(self) -> str:
         """https, http, ssh or file; AccessError for anything else."""
         head, separator, _ = self.url.partition("://")
-        if separator and head in SCHEMES:
+        if not separator:
+            return _registered(self.url).scheme
+        if head in SCHEMES:
             return head
-        if not separator and re.fullmatch(r"(?:[A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9][\w.-]*:[^:].*", self.url):
-            return "ssh"
         raise AccessError("url", "The URL's scheme is not one of https, http, ssh and file: correct the URL.")
 
     @property
     def host(self) -> tuple[str, int]:
         """The name and port to connect to; port 0 is the scheme's own."""
-        url = self.url
-        if "://" not in url:
-            url = "ssh://" + url.replace(":", "/", 1)
-        parts = urlsplit(url)
+        if "://" not in self.url:
+            return _registered(self.url).host, 0
+        parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or 0
+
+
+def _registered(url: str) -> GitUrl:
+    """`user@host:path` as it is read when it is registered, so that both mean the same; AccessError for anything else."""
+    try:
+        return parse_git_url(url)
+    except ValidationError as error:
+        raise AccessError("address" if error.code == "address" else "url", " ".join(error.messages)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,11 +295,20 @@ def _http_config(access: RemoteAccess, folder: Path) -> dict[str, str]:
         config["http.sslCAInfo"] = str(_write(folder / "ca.pem", access.ca_bundle))
     if header := authorization_header(access):
         config["http.extraHeader"] = header
-    if access.addresses:
+    # An address that stands in the URL needs no lookup, and git can't read an entry for one with colons.
+    if access.addresses and not _is_address(access.host[0]):
         name, port = access.host
         addresses = ",".join(f"[{a}]" if ":" in a else a for a in access.addresses)
         config["http.curloptResolve"] = f"{name}:{port or (443 if access.scheme == 'https' else 80)}:{addresses}"
     return config
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def authorization_header(access: RemoteAccess) -> str:

@@ -1,12 +1,16 @@
 import os
 import shlex
+import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from pytest_django import Settings
 
-from tests.git_servers import GitServer, Repository, git
+from repos.urls import parse_git_url
+from tests.git_servers import GitServer, Repository, _Handler, _Http, git
 from tests.workers.fetch.conftest import Fetch
 from workers import git_environment as module
 from workers.fetch.errors import GitError
@@ -14,6 +18,7 @@ from workers.fetch.mirror import Mirror
 from workers.git_environment import (
     AccessError,
     RemoteAccess,
+    check_access,
     git_environment,
     local_environment,
     sweep_run_folder,
@@ -66,6 +71,36 @@ def test_only_the_scheme_in_use_is_allowed(url: str, scheme: str, run_folder: Pa
 
 
 @pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("git@git.example.com:team/shop.git", ("git.example.com", 0)),
+        ("a+b@git.example.com:team/shop.git", ("git.example.com", 0)),
+        ("git@[2001:db8::1]:team/shop.git", ("2001:db8::1", 0)),
+        ("git@_git.example.com:team/shop.git", ("_git.example.com", 0)),
+        ("ssh://a+b@[2001:db8::1]:2222/team/shop.git", ("2001:db8::1", 2222)),
+    ],
+)
+def test_what_may_be_registered_may_be_asked(
+    url: str, host: tuple[str, int], run_folder: Path, settings: Settings
+) -> None:
+    settings.GIT_ALLOWED_NETWORKS = ["2001:db8::/32"]
+    access = RemoteAccess(parse_git_url(url).normalised, known_hosts=HOSTS)
+    assert (access.scheme, access.host) == ("ssh", host)
+    with git_environment(access, run_folder) as environment:
+        assert environment.env["GIT_ALLOW_PROTOCOL"] == "ssh"
+
+
+@pytest.mark.parametrize(
+    ("url", "cause"), [("git@10.0.0.1:team/shop.git", "address"), ("git@git.example.com:../shop.git", "url")]
+)
+def test_what_may_not_be_registered_is_not_asked(url: str, cause: str, settings: Settings) -> None:
+    settings.GIT_ALLOWED_NETWORKS = []
+    with pytest.raises(AccessError) as caught:
+        check_access(RemoteAccess(url, known_hosts=HOSTS))
+    assert caught.value.cause == cause
+
+
+@pytest.mark.parametrize(
     "url", ["ext::sh", "EXT::sh", " https://h/x", "git://h/x", "/srv/x", "h", "-x:y", "", "a:", "HTTPS://h"]
 )
 def test_no_other_scheme_is(url: str, run_folder: Path) -> None:
@@ -112,6 +147,45 @@ def test_the_token_is_a_header(run_folder: Path) -> None:
         # printf git:canary | base64
         assert config_of(environment.env)["http.extraHeader"] == "Authorization: Basic Z2l0OmNhbmFyeQ=="
         assert set(environment.secrets) == {"canary", "Z2l0OmNhbmFyeQ=="}
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "entry"),
+    [
+        ("https://git.example.com/x", "192.0.2.7", "git.example.com:443:192.0.2.7"),
+        ("http://git.example.com:8080/x", "2001:db8::1", "git.example.com:8080:[2001:db8::1]"),
+        ("https://192.0.2.7/x", "192.0.2.7", None),
+        ("https://[2001:db8::1]/x", "2001:db8::1", None),
+    ],
+)
+def test_the_address_that_was_checked_is_told_where_there_is_a_name(
+    url: str, address: str, entry: str | None, run_folder: Path
+) -> None:
+    with git_environment(RemoteAccess(url, addresses=(address,)), run_folder) as environment:
+        assert config_of(environment.env).get("http.curloptResolve") == entry
+
+
+def test_a_server_without_a_name(root: Path, repository: Repository, mirror: Mirror, fetch: Fetch) -> None:
+    commit = repository.commit({"a": "x"})
+
+    class SixHttp(_Http):
+        address_family = socket.AF_INET6
+
+    class Handler(_Handler):
+        git_server = GitServer(root)
+
+    try:
+        http = SixHttp(("::1", 0), Handler)
+    except OSError as error:
+        pytest.skip(f"this machine has no ::1: {error.strerror}")
+    with http:
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            fetch(RemoteAccess(f"http://[::1]:{http.server_port}/shop.git", addresses=("::1",)), commit)
+        finally:
+            http.shutdown()
+
+    assert mirror.refs() == {"1": commit}
 
 
 class TestFiles:

@@ -77,6 +77,9 @@ URLS = (
     "git@git.example.com:/~ada/shop.git",
     "git@git.example.com:team/100%25.git",
     "ssh.example.com:v3/team/project/shop",
+    "a+b@git.example.com:team/shop.git",
+    "git@[2001:db8::1]:team/shop.git",
+    "ssh://git@[2001:db8::1]/team/shop.git",
 )
 
 
