@@ -31,6 +31,8 @@ CONNECTIONS_OF_ACCOUNT = 16
 FREED_SECONDS, MOST_ENDS = 1.0, 64
 # OpenSSH's servers begin to drop who is not authenticated yet at 10 (MaxStartups), and other machines come as well.
 OPENING_AT_HOST = 4
+# Of the time to connect, for each of a host's addresses at least: a live one shall not seem deaf.
+ADDRESS_SECONDS = 3.0
 # Longer than between two polls at usual intervals.
 IDLE_SECONDS = 180.0
 IDLE_CONNECTIONS = 256
@@ -301,19 +303,24 @@ class SshConnections:
     ) -> asyncssh.SSHClientConnection:
         options = connection_options(access)
         addresses = access.addresses
-        for address in addresses:
+        end = time.monotonic() + CONNECT_SECONDS
+        for number, address in enumerate(addresses):
+            # Those that are left share the time that is left, so that one that is deaf does not hide the others.
+            left = len(addresses) - number
+            patience = max((end - time.monotonic()) / left, ADDRESS_SECONDS)
             try:
-                return await asyncssh.connect(
-                    address,
-                    account.port,
-                    username=account.user,
-                    client_factory=lambda: _Client(lambda: self._ended(connection)),
-                    keepalive_interval=KEEPALIVE_SECONDS,
-                    keepalive_count_max=KEEPALIVE_COUNT,
-                    **options,
-                )
-            except OSError:
-                if address == addresses[-1]:
+                async with asyncio.timeout(patience):
+                    return await asyncssh.connect(
+                        address,
+                        account.port,
+                        username=account.user,
+                        client_factory=lambda: _Client(lambda: self._ended(connection)),
+                        keepalive_interval=KEEPALIVE_SECONDS,
+                        keepalive_count_max=KEEPALIVE_COUNT,
+                        **options,
+                    )
+            except OSError:  # (a TimeoutError too)
+                if left == 1:
                     raise
         raise NetworkFailed
 
@@ -321,6 +328,9 @@ class SshConnections:
 
     def _ended(self, connection: Connection) -> None:
         """The connection is no more, whoever ended it."""
+        if connection.ssh is None:
+            # Only an attempt has ended, and the next address may still become this connection.
+            return
         connection.retired = True
         self._idle.pop(connection, None)
         pool = self._pools.get(connection.account)

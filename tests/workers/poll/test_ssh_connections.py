@@ -4,7 +4,8 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.ssh_servers import SshServer, make_key, public_key, ssh_server, why_not
 from tests.workers.poll.ssh_asking import MAIN, Asking, registered, ssh_engine
 from workers.git_environment import CONNECT_SECONDS
+from workers.poll.engine import PollRequest
 from workers.poll.loop import LoopEngine
 from workers.poll.ssh_connections import SshConnections
 
@@ -228,6 +230,32 @@ def test_a_server_that_is_gone(ask: Asking) -> None:
     ask.server.stop()
 
     assert ask.cause() == "network"
+
+
+# -- deaf addresses ------------------------------------------------------------------------------------------------
+
+
+def test_a_deaf_address_does_not_hide_the_others(ask: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.poll.ssh_connections.CONNECT_SECONDS", 6.0)
+    with socket.create_server(("127.0.0.2", ask.server.port)):
+        request = replace(ask.access(), addresses=("127.0.0.2", "127.0.0.1"))
+        ask.engine.start(PollRequest(1, request, (MAIN,), 30.0, 10))
+
+        assert ask.collect()[1].refs == {MAIN: ask.repository.head()}
+
+
+def test_all_addresses_together_have_one_limit(ask: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.poll.ssh_connections.CONNECT_SECONDS", 1.0)
+    addresses = tuple(f"127.0.0.{number}" for number in range(2, 8))
+    with ExitStack() as stack:
+        for address in addresses:
+            stack.enter_context(socket.create_server((address, ask.server.port)))
+        started = time.monotonic()
+        ask.engine.start(PollRequest(1, replace(ask.access(), addresses=addresses), (MAIN,), 30.0, 10))
+        error = ask.collect()[1].error
+
+    assert error is not None and error.cause == "network"
+    assert time.monotonic() - started < 10
 
 
 # -- slow ----------------------------------------------------------------------------------------------------------
