@@ -25,9 +25,9 @@ from workers.git_errors import (
     TooManyRequests,
     cleaner,
     disk_errors,
-    error_from,
     error_from_os,
 )
+from workers.git_words import error_from
 
 __all__ = [
     "AccessRefused",

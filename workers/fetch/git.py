@@ -24,15 +24,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from workers.git_child import dies_with_us
-from workers.git_errors import (
-    Cleaner,
-    GitError,
-    GitMissing,
-    GitTimeout,
-    MirrorCorrupt,
-    error_from,
-    error_from_os,
-)
+from workers.git_errors import Cleaner, GitError, GitMissing, GitTimeout, MirrorCorrupt, error_from_os
+from workers.git_words import error_from
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # a missing git is an error of the call, not of the import
 from git.cmd import Git

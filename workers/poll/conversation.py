@@ -28,8 +28,8 @@ from workers.git_errors import (
     ServerFailed,
     TooManyRequests,
     cleaner,
-    error_from,
 )
+from workers.git_words import error_from
 from workers.poll.engine import PollError, PollRequest
 from workers.poll.protocol import BrokenOff, NotGit, RemoteSaid, ls_refs_request, read_advertisement, read_refs
 

@@ -18,7 +18,8 @@ from repos.heads import only_asked
 from workers.addresses import resolved_soon
 from workers.git_child import dies_with_us
 from workers.git_environment import AccessError, git_environment
-from workers.git_errors import cleaner, error_from
+from workers.git_errors import cleaner
+from workers.git_words import error_from
 from workers.poll.conversation import NOT_GIT, too_many
 from workers.poll.engine import PollError, PollRequest, PollResult, timed_out
 

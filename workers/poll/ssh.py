@@ -18,7 +18,8 @@ import structlog
 from repos.heads import only_asked
 from workers.addresses import resolved_soon
 from workers.git_environment import AccessError, check_access
-from workers.git_errors import GitError, NetworkFailed, Refused, cleaner, refusal, remote_error_from
+from workers.git_errors import GitError, NetworkFailed, Refused, cleaner
+from workers.git_words import refusal, remote_error_from
 from workers.poll.conversation import NOT_GIT, remote_error, too_many
 from workers.poll.engine import PollError, PollRequest, PollResult, timed_out
 from workers.poll.protocol import (

@@ -5,7 +5,8 @@ import pytest
 
 from repos.breaker import Word, heard
 from tests.workers.refusals import END, FRAME, REFUSALS
-from workers.git_errors import DETAIL_CHARACTERS, cleaner, error_from, error_from_os, refusal, remote_error_from
+from workers.git_errors import DETAIL_CHARACTERS, cleaner, error_from_os
+from workers.git_words import error_from, refusal, remote_error_from
 
 # What git 2.39 says, word for word.
 SENTENCES = [
