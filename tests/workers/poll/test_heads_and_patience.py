@@ -9,7 +9,6 @@ from repos.remotes import PATIENCE_SECONDS
 from tests.core import MAIN, A, B, adopt_all, fresh, later, register
 from tests.workers.poll.test_results import broken, claimed, remote, same_host, says, waits
 from workers.poll.claim import claim_remotes
-from workers.poll.results import 
 
 __all__ = ["remote"]
 
