@@ -259,7 +259,9 @@ def _store_moved(findings: Sequence[Finding]) -> set[int]:
     stored = Remote.objects.filter(pk__in=moved).order_by("pk")
     for remote in stored.only("refs", "recent", "returning", "asked"):
         finding = moved[remote.pk]
-        heads = take_in(remote.refs, remote.recent, remote.returning, finding.refs)
+        # What nobody follows any more was not asked for, and its absence says nothing.
+        before = only_asked(remote.refs, finding.claimed.asked)
+        heads = take_in(before, remote.recent, remote.returning, finding.refs)
         if heads.returning and not remote.returning:
             unsettled.add(remote.pk)
         columns: dict[str, Any] = {

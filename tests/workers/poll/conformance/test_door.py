@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from repos import registration
 from repos.leases import database_now
 from repos.models import Credential, GitRepo, HostNotBefore, Remote, Revision
 from tests.core import A, B, C, adopt_all, fresh, later, register
@@ -230,6 +231,20 @@ def test_a_stale_replica_that_has_not_heard_of_a_version(again: Poll) -> None:
         for _ in range(4):
             again()
             assert adopted(gitrepo) == [B] and not fresh(gitrepo).ref_error
+
+
+def test_a_tag_that_nobody_follows_any_more_is_not_missed(poll: Poll) -> None:
+    """An edit is answered by one poll, whatever was followed before."""
+    tags = refs_of({"refs/tags/v1": A, "refs/tags/v2": B})
+    with stand_in(by_method(GET=V2, POST=[result(tags)])) as server:
+        gitrepo = register(url=server.url(), branch="", tag="v1")
+        poll()
+        registration.edit(gitrepo.pk, {"tag": "v2"})
+        poll()
+        remote = fresh(gitrepo.remote)
+
+    assert adopted(gitrepo) == [A, B]
+    assert (remote.refs, remote.returning, remote.answered) == ({"refs/tags/v2": B}, {}, remote.wakes)
 
 
 def test_a_stale_replica_behind_one_that_has_no_branch(again: Poll) -> None:
