@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, LABELS, RIGHT = 860, 250, 100
+WIDTH, LABELS, RIGHT = 940, 340, 90
+OURS = ("ours", "fleetsync")
 BAR, GAP, HEAD, TOP, FOOT = 18, 8, 34, 62, 14
 STYLE = """
   text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
@@ -21,7 +22,7 @@ STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Values above 0 by name; names that begin with "ours" stand out."""
+    """Values above 0 by name; names that begin with one of OURS stand out."""
 
     title: str
     values: dict[str, float]
@@ -68,7 +69,7 @@ def _chart(chart: Bars, y: int) -> tuple[list[str], int]:
     for n, (name, value) in enumerate(values.items()):
         at = top + n * (BAR + GAP)
         length = _along(value, low, high)
-        kind = "ours" if name.startswith("ours") else "bar"
+        kind = "ours" if name.startswith(OURS) else "bar"
         lines.append(f'<text x="{LABELS - 8}" y="{at + 14}" text-anchor="end">{escape(name)}</text>')
         lines.append(f'<rect class="{kind}" x="{LABELS}" y="{at}" width="{length:.1f}" height="{BAR}" rx="2"/>')
         lines.append(f'<text x="{LABELS + length + 6:.1f}" y="{at + 14}">{_label(value)}</text>')
