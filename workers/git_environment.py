@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -74,6 +74,11 @@ class RemoteAccess:
     ca_bundle: str = ""
     insecure_skip_tls_verify: bool = False
     addresses: tuple[str, ...] = ()
+
+    def turned(self, tries: int) -> "RemoteAccess":
+        """The same, with another address in front after each of so many tries: ssh is told the first one alone."""
+        start = tries % max(len(self.addresses), 1)
+        return replace(self, addresses=self.addresses[start:] + self.addresses[:start])
 
     @property
     def scheme(self) -> str:

@@ -71,7 +71,8 @@ def make(work: Work, renewer: Renewer) -> Made:
     size: dict[str, int] = {}
     try:
         with renewer.keeping(row, deadline_seconds=settings.GIT_FETCH_TIMEOUT):
-            source = Source(resolved(fetch_access_of(work.remote)), FetchLimits(settings.GIT_FETCH_MAX_BYTES))
+            access = resolved(fetch_access_of(work.remote)).turned(work.job.failures)
+            source = Source(access, FetchLimits(settings.GIT_FETCH_MAX_BYTES))
             try:
                 return content(work, folder, source, until)
             except (MirrorCorrupt, ContentChanged):
