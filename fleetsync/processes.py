@@ -21,8 +21,8 @@ INSTANCE = secrets.token_hex(4)
 OWN_QUEUE = "FLEETSYNC_OWN_QUEUE"
 # How long workers look a name up (resolv.conf(5)): for each name server 4 s instead of 10. libcurl has twenty threads for it,
 # so ten names whose servers are deaf have all others wait for so long.
-RESOLVER = "RES_OPTIONS"
-RESOLVER_OPTIONS = "timeout:2 attempts:2"
+RESOLVER = {"RES_OPTIONS": "timeout:2 attempts:2"}
+RESOLV_CONF = Path("/etc/resolv.conf")
 MANAGE = str(settings.BASE_DIR / "manage.py")
 
 
@@ -67,6 +67,17 @@ def worker(queue: str, own: str = "") -> list[str]:
     ]
 
 
+def resolver() -> dict[str, str]:
+    """RESOLVER, unless whoever runs this machine has said how long names are looked up."""
+    try:
+        lines = RESOLV_CONF.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    options = [word for line in lines if line.startswith("options") for word in line.split()]
+    is_said = "RES_OPTIONS" in os.environ or any(word.startswith(("timeout:", "attempts:")) for word in options)
+    return {} if is_said else RESOLVER
+
+
 def workers() -> list[Child]:
     """What one worker container runs: a worker for each of WORKER_QUEUES, all stopped at the same time.
 
@@ -76,7 +87,7 @@ def workers() -> list[Child]:
         Child(
             queue,
             worker(queue, own_queue(queue)),
-            env={OWN_QUEUE: own_queue(queue), RESOLVER: os.environ.get(RESOLVER, RESOLVER_OPTIONS)},
+            env={OWN_QUEUE: own_queue(queue), **resolver()},
             grace=settings.STOP_GRACE,
             stop_order=1,
             die_with_parent="KILL",

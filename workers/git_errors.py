@@ -78,6 +78,17 @@ class TooManyRequests(GitError):
     sentence = "The server asks for fewer requests. It is tried again later; use a longer polling interval."
 
 
+class HostPatience(GitError):
+    """Nobody was asked: the host wants to be left alone for `seconds` more, and what is needed is not here."""
+
+    cause = "rate-limit"
+    sentence = "The server asked to be left alone for a while. It is asked after that."
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
 class ServerFailed(GitError):
     cause = "server"
     sentence = "The server failed to answer. It is tried again later; tell its operator if it stays so."

@@ -169,8 +169,28 @@ REMOTE_RULES: Rules = (
         ),
         NotFound,
     ),
-    (_any(r"requested too many times", r"too many requests", r"rate limit"), TooManyRequests),
-    (_any(r"internal server (connection )?error", r"internal api (unreachable|error \(5)"), ServerFailed),
+    (
+        _any(
+            r"requested too many times",
+            r"too many requests",
+            r"rate limit",
+            r"throttl(ed|ing)",
+            r"exceeding usage of resource",
+            r"unable to handle this request due to load",
+        ),
+        TooManyRequests,
+    ),
+    (
+        _any(
+            r"internal server (connection )?error",
+            r"internal api (unreachable|error \(5)",
+            r"not available at this time",
+            r"\b(temporarily|currently|service) unavailable\b",
+            r"rpc error: code = (unavailable|deadlineexceeded|internal|resourceexhausted)",
+            r"out of memory",
+        ),
+        ServerFailed,
+    ),
     (
         _any(
             r"repository access denied",
@@ -197,6 +217,7 @@ NAMES = re.compile(
 )
 # Those of git. It marks each line of a remote, and knows fewer ends of lines than splitlines().
 LINE_END = re.compile(r"[\r\n]+")
+SHELL = "warning: setlocale:"
 MARK, ERROR_PACKET = "remote:", "fatal: remote error: "
 REFUSED = "The server refused the request; check the URL and the credential's rights."
 
@@ -260,7 +281,8 @@ def _told_apart(text: str) -> tuple[list[str], list[str]]:
 
 
 def _lines(words: str) -> list[str]:
-    return [_unmarked(line) for line in LINE_END.split(words)]
+    """Those of a server, without what its shell has to say of languages."""
+    return [_unmarked(line) for line in LINE_END.split(words) if SHELL not in line]
 
 
 def _unmarked(line: str) -> str:

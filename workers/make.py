@@ -40,6 +40,8 @@ class Work:
     remote: Remote
     # A forced sync or a rollback is wanted by this revision or by one that it superseded: it can't end as unchanged.
     forced: bool
+    # For how long the host still wants to be left alone (429, Retry-After).
+    patience_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ def mirror_of(remote: Remote) -> Mirror:
 
 
 def make(work: Work, renewer: Renewer) -> Made:
-    """Fetch the commit, and bundle what the paths select, unless that is as it was. Git and disk only."""
+    """Fetch the commit, and bundle what the paths select, unless that is as it was. Git and disk only. Raises HostPatience
+    where the host would have to be asked, and wants to be left alone.
+    """
     row = mirror_of(work.remote)
     until = time.monotonic() + settings.GIT_FETCH_TIMEOUT
     folder = MirrorFolder(settings.MIRROR_DIR / work.remote.identity)
@@ -72,7 +76,7 @@ def make(work: Work, renewer: Renewer) -> Made:
     try:
         with renewer.keeping(row, deadline_seconds=settings.GIT_FETCH_TIMEOUT):
             access = resolved(fetch_access_of(work.remote)).turned(work.job.failures)
-            source = Source(access, FetchLimits(settings.GIT_FETCH_MAX_BYTES))
+            source = Source(access, FetchLimits(settings.GIT_FETCH_MAX_BYTES, work.patience_seconds))
             try:
                 return content(work, folder, source, until)
             except (MirrorCorrupt, ContentChanged):

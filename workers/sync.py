@@ -29,7 +29,7 @@ from repos.remotes import LONGEST_PATIENCE_SECONDS, PATIENCE_SECONDS, leave_alon
 from repos.schedule import next_wait_seconds
 from workers.bundle.errors import BundleError
 from workers.git_environment import AccessError
-from workers.git_errors import CommitNotFound, GitError, MirrorBusy, TooManyRequests
+from workers.git_errors import CommitNotFound, GitError, HostPatience, MirrorBusy, TooManyRequests
 from workers.make import Made, Work, make
 
 log = structlog.get_logger(__name__)
@@ -120,6 +120,7 @@ def _tell_of_quarantine(job: SyncJob, now: datetime) -> None:
 def run_job(job: SyncJob, renewer: Renewer) -> None:
     """Run one claimed job to its end, and write the end. Never raises for what a remote or a disk does."""
     structlog.contextvars.bind_contextvars(job=job.pk)
+    work = None
     try:
         with renewer.keeping(job, deadline_seconds=settings.GIT_FETCH_TIMEOUT + settings.JOB_LEASE):
             work = begin(job)
@@ -129,12 +130,14 @@ def run_job(job: SyncJob, renewer: Renewer) -> None:
         conclude(work, made)
     except Dropped as dropped:
         log.info("sync job dropped", reason=str(dropped))
-    except TooManyRequests as error:
-        _leave_alone(job)
-        fail(job, error.cause, str(error))
     except MirrorBusy:
         give_back(job, BUSY_SECONDS * (1 + random.random()))  # noqa: S311
+    except HostPatience as patience:
+        give_back(job, patience.seconds + settings.GITREPO_POLLING_INTERVAL * random.random())  # noqa: S311
+        log.info("sync job waits for the host's patience", seconds=round(patience.seconds, 1))
     except (GitError, BundleError, AccessError, SecretUnreadable) as error:
+        if work and isinstance(error, TooManyRequests):
+            _leave_alone(work.remote)
         fail(job, getattr(error, "cause", "credential"), str(error))
         if isinstance(error, CommitNotFound):
             # What the remote has now is asked for; only a newer revision supersedes this one.
@@ -158,11 +161,9 @@ def begin(job: SyncJob) -> Work:
     if gitrepo.paused:
         give_back(job, 0.0)
         raise Dropped("paused")
-    if revision.not_before is not None and (wait := _patience_seconds(revision.not_before)) > 0:
-        give_back(job, wait + settings.GITREPO_POLLING_INTERVAL * random.random())  # noqa: S311
-        raise Dropped("the host asked for patience")
     log.info("sync job started", gitrepo=gitrepo.name, commit=revision.commit, revision=revision.number)
-    return Work(job, gitrepo, revision, gitrepo.remote, revision.forced)
+    patience = _patience_seconds(revision.not_before) if revision.not_before else 0.0
+    return Work(job, gitrepo, revision, gitrepo.remote, revision.forced, patience)
 
 
 def _asked_for() -> QuerySet[Any]:
@@ -189,17 +190,15 @@ def _asked_for() -> QuerySet[Any]:
 def _patience_seconds(until: datetime) -> float:
     """How long the host is still to be left alone. An instant too far ahead was written by a clock that has been set back."""
     seconds = (until - database_now()).total_seconds()
-    return seconds if seconds <= LONGEST_PATIENCE_SECONDS else 0.0
+    return seconds if 0 < seconds <= LONGEST_PATIENCE_SECONDS else 0.0
 
 
-def _leave_alone(job: SyncJob) -> None:
+def _leave_alone(remote: Remote) -> None:
     """The host said to a fetch that it is asked too often: polls and other jobs of that credential leave it alone as well.
     Git does not tell for how long.
     """
     with transaction.atomic():
-        remote = Remote.objects.filter(gitrepos=job.gitrepo_id).only("host", "credential").first()
-        if remote is not None:
-            leave_alone(remote.host_id, remote.credential_id, PATIENCE_SECONDS, database_now())
+        leave_alone(remote.host_id, remote.credential_id, PATIENCE_SECONDS, database_now())
 
 
 def is_for_nobody(gitrepo: GitRepo, revision: Revision) -> bool:

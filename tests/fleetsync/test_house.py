@@ -119,7 +119,7 @@ def test_the_image_has_what_it_copies() -> None:
 
 
 def test_every_queue_has_a_worker_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RES_OPTIONS", raising=False)
+    monkeypatch.setattr(processes, "resolver", lambda: {"RES_OPTIONS": "timeout:2 attempts:2"})
     settings.WORKER_QUEUES = list(QUEUES)
     children = processes.workers()
     assert [child.name for child in children] == list(QUEUES)
@@ -135,9 +135,28 @@ def test_every_queue_has_a_worker_of_its_own(settings: Settings, monkeypatch: py
     assert len({child.argv[child.argv.index("--hostname") + 1] for child in children}) == len(children)
 
 
-def test_how_long_names_are_looked_up_is_left_to_whoever_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RES_OPTIONS", "timeout:7")
-    assert {(child.env or {}).get("RES_OPTIONS") for child in processes.workers()} == {"timeout:7"}
+@pytest.mark.parametrize(
+    ("variable", "file", "becomes"),
+    [
+        (None, "nameserver 192.0.2.1\n", {"RES_OPTIONS": "timeout:2 attempts:2"}),
+        (None, "options edns0 trust-ad\n", {"RES_OPTIONS": "timeout:2 attempts:2"}),
+        (None, None, {"RES_OPTIONS": "timeout:2 attempts:2"}),
+        (None, "options edns0 timeout:1\n", {}),
+        (None, "options attempts:5\n", {}),
+        ("timeout:7", "", {}),
+        ("", "", {}),
+    ],
+)
+def test_how_long_names_are_looked_up_is_left_to_whoever_says_it(
+    variable: str | None, file: str | None, becomes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RES_OPTIONS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RES_OPTIONS", variable)
+    if file is not None:
+        (tmp_path / "resolv.conf").write_text(file)
+    monkeypatch.setattr(processes, "RESOLV_CONF", tmp_path / "resolv.conf")
+    assert processes.resolver() == becomes
 
 
 def test_make_run_stops_the_doors_before_the_workers() -> None:

@@ -21,6 +21,16 @@ REFUSALS = [
     ("remote: ERROR: You are not allowed to download code from this project.\n", "refused"),
     ("remote: ERROR: This endpoint has been requested too many times. Try again later.\n", "rate-limit"),
     ("remote: ERROR: Internal API unreachable\n", "server"),
+    (
+        "remote: ERROR: The git server, Gitaly, is not available at this time. Please contact your administrator.\n",
+        "server",
+    ),
+    ("remote: GitLab: rpc error: code = Unavailable desc = connection refused\n", "server"),
+    ("remote: ERROR: GitLab is currently unable to handle this request due to load (ID 1).\n", "rate-limit"),
+    (
+        "remote: TF400733: The request has been canceled: Request was blocked due to exceeding usage of resource\n",
+        "rate-limit",
+    ),
     ("remote: Public key authentication failed.\n", "authentication"),
     ("ERROR: Repository not found.\n", "not-found"),
     ("ERROR: Permission to team/shop.git denied to ada.\n", "refused"),

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from pytest_django import Settings
 
+from repos import registration
 from repos.leases import database_now
 from repos.models import Credential, GitRepo, HostNotBefore, Remote, SyncJob
 from tests.core import MAIN, adopt_all, answered, fresh, later, register
 from tests.git_servers import Behaviour, GitServer, Repository, git_server
-from workers import bundles
+from workers import bundles, sync
+from workers.git_errors import TooManyRequests
 from workers.poll.claim import claim_remotes
 from workers.sync import run_session
 
@@ -95,6 +97,37 @@ def test_what_a_poll_was_told_counts_for_jobs_of_that_credential_alone(server: G
     SyncJob.objects.filter(due_at__isnull=False).update(due_at=later(-1))
     work()
     assert job(shop).state == State.SUCCEEDED
+
+
+def test_who_has_to_ask_nobody_has_to_wait_for_nobody(server: GitServer) -> None:
+    """The commit is here: for an edit, or for another GitRepo of the same remote."""
+    shop = polled(server, "shop")
+    work()
+    HostNotBefore.objects.create(host=shop.remote.host, until=later(200))
+    other = register("other", url=shop.url, paths=["app.yaml"])
+    answered(fresh(other).remote, {MAIN: fresh(shop).observed_commit})
+    adopt_all()
+    server.log.clear()
+    work()
+
+    assert job(other).state == State.SUCCEEDED and server.log == []
+
+
+def test_the_host_that_was_asked_is_the_one_that_is_left_alone(
+    server: GitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the GitRepo's url is meanwhile."""
+    shop = polled(server, "shop")
+    asked = shop.remote.host
+
+    def edited(*_: object) -> None:
+        registration.edit(shop.pk, {"url": "https://git.example.com/elsewhere.git"})
+        raise TooManyRequests
+
+    monkeypatch.setattr(sync, "make", edited)
+    work()
+
+    assert HostNotBefore.objects.get().host == asked
 
 
 def test_an_instant_that_no_clock_should_have_written_holds_back_nobody(server: GitServer) -> None:

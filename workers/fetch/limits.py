@@ -8,16 +8,23 @@ from dataclasses import dataclass
 
 from workers.fetch import layout
 from workers.fetch.git import GitCall, GitFailed
-from workers.git_errors import GitError, LimitExceeded
+from workers.git_errors import GitError, HostPatience, LimitExceeded
 
 TOO_BIG = re.compile(rf"died of signal {signal.SIGXFSZ.value}\b|file too large", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """`max_bytes` of pack for one fetch (GIT_FETCH_MAX_BYTES)."""
+    """`max_bytes` of pack for one fetch (GIT_FETCH_MAX_BYTES), and for how long the host is still to be left alone: whoever
+    would have to ask it meanwhile raises HostPatience.
+    """
 
     max_bytes: int = 2 * 1024**3
+    patience_seconds: float = 0.0
+
+    def check_patience(self) -> None:
+        if self.patience_seconds > 0:
+            raise HostPatience(self.patience_seconds)
 
 
 def too_big(max_bytes: int) -> LimitExceeded:

@@ -95,6 +95,7 @@ class Mirror:
         _checked(COMMIT, commit, "a commit id")
         _checked(KEEP_REF, keep_ref, "a name for a ref")
         started = time.monotonic()
+        limits = limits or FetchLimits()
         with disk_errors(), locked(self.lock_file, shared=False) as lock:
             layout.tidy(self.folder)
             with _environment(access, run_folder) as (env, clean):
@@ -104,9 +105,9 @@ class Mirror:
                     deadline=started + deadline_seconds,
                     clean=clean,
                     inherit=(lock,),
-                    max_file_bytes=(limits or FetchLimits()).max_bytes,
+                    max_file_bytes=limits.max_bytes,
                 )
-                fetched, grown, fell_back = self._fetch_or_remake(call, commit, keep_ref, wish)
+                fetched, grown, fell_back = self._fetch_or_remake(call, limits, commit, keep_ref, wish)
         seconds = time.monotonic() - started
         return FetchReport(grown, seconds, fetched, layout.is_partial(self.folder), fell_back)
 
@@ -205,12 +206,14 @@ class Mirror:
         """The keep_refs by their files alone, without git and without the lock: a first look over many mirrors."""
         return layout.loose_refs(self.folder, "refs/fleetsync")
 
-    def _fetch_or_remake(self, call: GitCall, commit: str, keep_ref: str, wish: Wish) -> tuple[bool, int, str]:
+    def _fetch_or_remake(
+        self, call: GitCall, limits: FetchLimits, commit: str, keep_ref: str, wish: Wish
+    ) -> tuple[bool, int, str]:
         """Whether the remote was asked, by how many bytes the mirror grew, and why it is not partial as wished."""
         fresh = self._prepare(commit, wish)
         was_partial = layout.is_partial(self.folder)
         try:
-            return self._fetch_once(call, commit, keep_ref)
+            return self._fetch_once(call, limits, commit, keep_ref)
         except (MirrorCorrupt, ObjectsRefused) as error:
             if fresh and not was_partial:
                 # Nothing of ours was there to be damaged, so the remote sends what does not hold together.
@@ -221,7 +224,7 @@ class Mirror:
         layout.discard(self.folder)
         self._prepare(commit, Wish.WHOLE if whole else wish)
         try:
-            fetched, grown, fell_back = self._fetch_once(call, commit, keep_ref)
+            fetched, grown, fell_back = self._fetch_once(call, limits, commit, keep_ref)
         except MirrorCorrupt as error:
             raise BadObjects(detail=error.detail) from error
         return fetched, grown, fell_back or (refused.detail if whole else "")
@@ -237,11 +240,12 @@ class Mirror:
         layout.make(self.folder, kind, partial=wish is Wish.PARTIAL)
         return True
 
-    def _fetch_once(self, call: GitCall, commit: str, keep_ref: str) -> tuple[bool, int, str]:
+    def _fetch_once(self, call: GitCall, limits: FetchLimits, commit: str, keep_ref: str) -> tuple[bool, int, str]:
         ref = f"refs/fleetsync/{keep_ref}"
         if self._has(call, commit):
             _run(_here(call), "update-ref", ref, commit)
             return False, 0, ""
+        limits.check_patience()
         before, empty = layout.size_bytes(self.folder / "objects"), not partial.pack_names(self.folder)
         try:
             with bounded(call, too_big(call.max_file_bytes)) as watch:
@@ -277,6 +281,7 @@ class Mirror:
 
         What came before an error stays for the next try, but after a limit's: nobody could use it.
         """
+        source.limits.check_patience()
         most, refusal = pack_bound(max_bytes, len(object_ids), source.limits)
         before = partial.pack_names(self.folder)
         with alone(self.lock_file, *reading.inherit), _environment(source.access, source.run_folder) as (env, clean):

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 # What has been due for longer was due when the last claim looked.
 LEFT_BEHIND = timedelta(seconds=0.1)
-# So many of them, the oldest, say whose places are awaited.
+# So many of what was left, the oldest, are looked at before all of it is.
 MOST_LEFT = 100
 
 
@@ -97,17 +98,27 @@ def due_and_awaited(most: int) -> list[bool]:
     return [answered < wakes for answered, wakes in found[:most]]
 
 
-def full_hosts() -> set[int]:
-    """Asked right after a claim that found less than there was room for: the hosts of what it had to leave. A host whose
-    breaker is open is not among them: it is asked by one at a time whatever becomes free.
+def full_hosts(held: Collection[int]) -> set[int]:
+    """Asked right after a claim that found less than there was room for: those of the hosts `held` of which it had to leave
+    something. A host whose breaker is open is not among them: it is asked by one at a time whatever becomes free.
     """
     now = database_now() - LEFT_BEHIND
-    return {host for (host,) in rows_of(_left, now, settings.GIT_HOST_BREAKER, longest_lease_seconds())}
+    asked = (now, settings.GIT_HOST_BREAKER, longest_lease_seconds())
+    oldest = rows_of(_oldest_left, *asked)
+    found = {host for (host,) in oldest}
+    if len(oldest) == MOST_LEFT and (others := set(held) - found):
+        # They may all be of one host that is slow, and hide the others.
+        found.update(_left(*asked).filter(host__in=others).values_list("host", flat=True).distinct())
+    return found & set(held)
 
 
 def _left(now: datetime, _: int, __: float) -> QuerySet[Remote, Any]:
     due = Remote.objects.filter(claimable(Remote, now)).exclude(suspect())
-    return due.exclude(host__in=Host.objects.filter(is_open())).order_by("next_poll_at").values_list("host")[:MOST_LEFT]
+    return due.exclude(host__in=Host.objects.filter(is_open()))
+
+
+def _oldest_left(now: datetime, breaker: int, longest: float) -> QuerySet[Remote, Any]:
+    return _left(now, breaker, longest).order_by("next_poll_at").values_list("host")[:MOST_LEFT]
 
 
 def claim_suspect() -> list[ClaimedRemote]:

@@ -216,14 +216,20 @@ def _account(finding: Finding) -> tuple[int, int]:
     return finding.claimed.remote.host_id, finding.claimed.remote.credential_id or 0
 
 
+def _patience_seconds(finding: Finding) -> float:
+    """For how long the host wants to be left alone, by this answer; 0 if it says nothing of that."""
+    error = finding.result.error
+    if error is None:
+        return 0.0
+    # Hosts send Retry-After with 429, and as well with 503 or 403.
+    return error.retry_after_seconds or (PATIENCE_SECONDS if error.cause == "rate-limit" else 0.0)
+
+
 def _refused(findings: Sequence[Finding]) -> dict[tuple[int, int], float]:
     """How many seconds of patience were asked for, by account."""
     seconds: dict[tuple[int, int], float] = {}
     for finding in findings:
-        error = finding.result.error
-        # Hosts send Retry-After with 429, and as well with 503 or 403.
-        if error is not None and (error.cause == "rate-limit" or error.retry_after_seconds is not None):
-            asked = PATIENCE_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
+        if asked := _patience_seconds(finding):
             seconds[_account(finding)] = max(asked, seconds.get(_account(finding), 0.0))
     return seconds
 
@@ -313,6 +319,9 @@ def _columns(finding: Finding, now: datetime, patient_until: datetime, unsettled
     if asked_again:
         scheduled = now + timedelta(seconds=min(CONFIRM_SECONDS, wait))
     scheduled = max(scheduled, patient_until)
+    if _patience_seconds(finding) > settings.GITREPO_BACKOFF_CAP:
+        # Those that it put off come first, or what it says again would put them off for ever.
+        scheduled = max(scheduled, patient_until + timedelta(seconds=settings.GITREPO_POLLING_INTERVAL))
     return {
         "next_poll_at": scheduled,
         "wait_seconds": max(0.0, (scheduled - now).total_seconds()),

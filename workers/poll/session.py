@@ -184,8 +184,15 @@ class Session:
             self.found_work, self.found_more = bool(batch), len(batch) == room
             if len(batch) >= BUSY_ROWS:
                 self.busy_until = time.monotonic() + BUSY_SECONDS
-            self.full_hosts = full_hosts() if len(batch) < room and (self.claimed or self.answers) else set()
+            self._look_for_full_hosts(len(batch) < room)
         self.next_claim, self.next_look = now + CLAIM_SECONDS, now + LOOK_SECONDS
+
+    def _look_for_full_hosts(self, has_room: bool) -> None:
+        """After a claim. A session can make room at those hosts alone at which it holds places."""
+        answered = {claimed.remote.host_id for claimed, _ in self.answers}
+        held = answered.union(claimed.remote.host_id for claimed in self.claimed.values())
+        self.full_hosts = full_hosts(held) if has_room and held else set()
+        self.holds_a_place = not answered.isdisjoint(self.full_hosts)
 
     def _ahead(self) -> int:
         """How many slots will come back soon, as they did since the last claim."""

@@ -387,7 +387,7 @@ def test_what_a_claim_left_is_told_from_what_became_due_after_it(due_seconds: fl
     Remote.objects.filter(pk=remote.pk).update(**Remote.due_in(now, due_seconds))
     started = time.monotonic()
 
-    found = full_hosts()
+    found = full_hosts({remote.host_id})
 
     is_slow = time.monotonic() - started > 0.09  # a machine on which it became old meanwhile
     assert is_slow or found == ({remote.host_id} if is_left else set())
@@ -395,11 +395,23 @@ def test_what_a_claim_left_is_told_from_what_became_due_after_it(due_seconds: fl
 
 def test_what_a_silent_host_has_due_hurries_nobody(settings: Settings) -> None:
     """It is asked by one at a time, whatever becomes free."""
-    remote = register().remote
+    host = register().remote.host_id
     Remote.objects.update(**Remote.due_in(database_now(), -60.0))
-    assert full_hosts() == {remote.host_id}
+    assert (full_hosts({host}), full_hosts({host + 1})) == ({host}, set())
     Host.objects.update(failures=settings.GIT_HOST_BREAKER)
-    assert full_hosts() == set()
+    assert full_hosts({host}) == set()
+
+
+def test_a_slow_host_does_not_hide_a_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has due is always the oldest."""
+    monkeypatch.setattr("workers.poll.claim.MOST_LEFT", 2)
+    for number in range(2):
+        register(f"slow-{number}", url=f"https://slow.example.com/{number}.git")
+    Remote.objects.update(**Remote.due_in(database_now(), -100.0))
+    fast = register("fast", url="https://fast.example.com/1.git").remote
+    Remote.objects.filter(pk=fast.pk).update(**Remote.due_in(database_now(), -20.0))
+
+    assert fast.host_id in full_hosts({fast.host_id})
 
 
 def test_answers_are_written_together_while_more_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
