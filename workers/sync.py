@@ -7,12 +7,13 @@ disk is busy.
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
@@ -197,7 +198,8 @@ def _leave_alone(remote: Remote) -> None:
     """The host said to a fetch that it is asked too often: polls and other jobs of that credential leave it alone as well.
     Git does not tell for how long.
     """
-    with transaction.atomic():
+    # The host goes with its last remote, which may have been purged meanwhile.
+    with suppress(IntegrityError), transaction.atomic():
         leave_alone(remote.host_id, remote.credential_id, PATIENCE_SECONDS, database_now())
 
 

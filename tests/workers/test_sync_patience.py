@@ -130,6 +130,25 @@ def test_the_host_that_was_asked_is_the_one_that_is_left_alone(
     assert HostNotBefore.objects.get().host == asked
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_host_that_is_gone_meanwhile_is_nobody_to_be_left_alone(
+    server: GitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = polled(server, "shop")
+
+    def purged(*_: object) -> None:
+        remote = shop.remote
+        GitRepo.objects.all().delete()
+        remote.delete()
+        remote.host.delete()
+        raise TooManyRequests
+
+    monkeypatch.setattr(sync, "make", purged)
+    work()
+
+    assert not HostNotBefore.objects.exists()
+
+
 def test_an_instant_that_no_clock_should_have_written_holds_back_nobody(server: GitServer) -> None:
     shop = polled(server, "shop")
     HostNotBefore.objects.create(host=shop.remote.host, until=database_now() + timedelta(days=300))
