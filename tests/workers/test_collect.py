@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,27 +13,14 @@ from repos.leases import claim
 from repos.models import Counter, GitRepo, Mirror, Revision, SyncJob
 from tests.core import MAIN, adopt_all, answered, cluster, expire, fresh, later, register
 from tests.git_servers import Repository
-from workers import bundles, sync
 from workers import collect as collecting
+from workers import sync
 from workers.collect import collect, superfluous, too_many
 from workers.fetch.mirror import Mirror as MirrorFolder
 from workers.prune import prune
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folders")]
 HOUR, DAY = 3600.0, 86400.0
-
-
-@pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
-    settings.GIT_FILE_ROOT = str(tmp_path / "served")
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
-    settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
-    settings.GIT_FETCH_TIMEOUT = 20.0
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,20 +25,7 @@ from workers.prune import prune
 __all__ = ["source"]
 
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
-    settings.GIT_FILE_ROOT = str(tmp_path / "served")
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
-    settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
-    settings.GIT_FETCH_TIMEOUT = 20.0
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folders")]
 
 
 # -- bundles -------------------------------------------------------------------------------------------------------

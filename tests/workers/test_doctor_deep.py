@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.db import connections
-from pytest_django import Settings
 
 from repos.doctor import deep, probing
 from repos.doctor.deep import Examination
@@ -21,22 +20,10 @@ from repos.models import Adoption, Delivery, GitRepo, Probe, Remote
 from tests.core import fresh, later
 from tests.git_servers import Repository
 from tests.workers.test_probes import Kind, answer, ask, gitrepo, source, work
-from workers import bundles
+
+pytestmark = pytest.mark.usefixtures("folders")
 
 __all__ = ["gitrepo", "source"]
-
-
-@pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
-    settings.GIT_FILE_ROOT = str(tmp_path / "served")
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
-    settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
-    settings.GIT_FETCH_TIMEOUT = settings.DELIVERY_TIMEOUT = 20.0
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
 
 
 def poll_again() -> None:

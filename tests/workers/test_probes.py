@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,21 +27,10 @@ from workers.poll.everything import RemoteEngine
 from workers.poll.session import Session
 from workers.tick import tick
 
+pytestmark = pytest.mark.usefixtures("folders")
+
 never: Callable[[], bool] = lambda: False  # noqa: E731
 Kind = Probe.Kind
-
-
-@pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
-    settings.GIT_FILE_ROOT = str(tmp_path / "served")
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
-    settings.DELIVERY_DIRECTORY_ROOT = str(tmp_path / "clusters")
-    settings.GIT_FETCH_TIMEOUT = settings.DELIVERY_TIMEOUT = 20.0
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
 
 
 @pytest.fixture

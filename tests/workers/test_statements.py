@@ -12,13 +12,13 @@ from repos import registration
 from repos.models import Cluster, Delivery, GitRepo
 from tests.core import MAIN, adopt_all, answered, delivery_of, fresh
 from tests.git_servers import Repository
-from tests.workers.test_sync import folders, gitrepo, source
+from tests.workers.test_sync import gitrepo, source
 from workers import bundles, sync
 from workers.deliver.session import claim_deliveries, deliver
 
-__all__ = ["folders", "gitrepo", "source"]
+__all__ = ["gitrepo", "source"]
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folders")]
 
 # On PostgreSQL looks at its clock are among them. Beginnings and ends of transactions count where they are savepoints here.
 MOST = {"forced": 14, "adopted": 17, "synced": 35, "claimed": 13, "delivered": 11}

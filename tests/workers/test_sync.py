@@ -1,7 +1,7 @@
 """The sync stage with real repositories: what a job makes, and what becomes of it when the world changes under it."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,21 +33,9 @@ from workers.deliver.outcome import make_again
 from workers.fetch import mirror
 from workers.sync import run_job, run_session
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folders")]
 State, Outcome = SyncJob.State, Revision.Outcome
 never: Callable[[], bool] = lambda: False  # noqa: E731
-
-
-@pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
-    settings.GIT_FILE_ROOT = str(tmp_path / "served")
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
-    settings.GIT_FETCH_TIMEOUT = 20.0
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from django.db import connections, transaction
-from pytest_django import Settings
 
 from repos import registration
 from repos.leases import Renewer
@@ -25,26 +23,14 @@ from tests.core import (
 )
 from tests.git_servers import Repository
 from tests.workers.test_sync import Outcome, State, gitrepo, never, newest, polled, source, started, work
-from workers import bundles, sync
+from workers import sync
 from workers.make import Made, Work, make
 from workers.sync import begin, conclude, run_job, run_session
 
 __all__ = ["gitrepo", "source"]
 
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
-    settings.GIT_FILE_ROOT = str(tmp_path / "served")
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
-    settings.GIT_FETCH_TIMEOUT = 20.0
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folders")]
 
 
 @contextlib.contextmanager

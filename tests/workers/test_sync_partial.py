@@ -15,20 +15,13 @@ from workers import bundles
 from workers.fetch import layout
 from workers.sync import run_session
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folders")]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 5\n"
 
 
 @pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
+def over_http(settings: Settings) -> None:
     settings.GIT_ALLOW_HTTP = True
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
-    settings.GIT_FETCH_TIMEOUT = 60.0
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
 
 
 @pytest.fixture

@@ -12,25 +12,19 @@ from repos.leases import database_now
 from repos.models import Credential, GitRepo, HostNotBefore, Remote, SyncJob
 from tests.core import MAIN, adopt_all, answered, fresh, later, register
 from tests.git_servers import Behaviour, GitServer, Repository, git_server
-from workers import bundles, sync
+from workers import sync
 from workers.git_errors import TooManyRequests
 from workers.poll.claim import claim_remotes
 from workers.sync import run_session
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("folders")]
 State = SyncJob.State
 
 
 @pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
+def over_http(settings: Settings) -> None:
     settings.GIT_ALLOW_HTTP = True
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
     settings.GITREPO_POLLING_INTERVAL = 15.0
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
 
 
 @pytest.fixture

@@ -1,35 +1,23 @@
 """The sync stage over ssh, from a real sshd."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pytest_django import Settings
 
 from repos.models import Credential, SyncJob
 from tests.core import MAIN, adopt_all, answered, later, register
 from tests.git_servers import Repository
 from tests.ssh_servers import make_key, ssh_server, why_not
-from workers import bundles
 from workers.git_environment import RemoteAccess
 from workers.sync import run_session
 
 pytestmark = [
     pytest.mark.django_db,
+    pytest.mark.usefixtures("folders"),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "an sshd can be run"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def folders(settings: Settings, tmp_path: Path) -> Iterator[None]:
-    settings.DATA_DIR = tmp_path / "data"
-    settings.MIRROR_DIR = tmp_path / "mirrors"
-    settings.BUNDLE_DIR = tmp_path / "bundles"
-    bundles.store.cache_clear()
-    yield
-    bundles.store.cache_clear()
 
 
 def test_the_next_try_goes_to_the_next_address_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
