@@ -44,7 +44,7 @@ class AccessRefused(GitError):
 
 class Refused(GitError):
     cause = "refused"
-    sentence = "The server refused the request. Check the credential's rights on this repository."
+    sentence = "The server refused the request (403). Check the credential's rights on this repository."
 
 
 class NotFound(GitError):
@@ -75,7 +75,7 @@ class Redirected(GitError):
 
 class TooManyRequests(GitError):
     cause = "rate-limit"
-    sentence = "The server asks for fewer requests. It is tried again later; use a longer polling interval."
+    sentence = "The server asks for fewer requests (429). It is tried again later; use a longer polling interval."
 
 
 class HostPatience(GitError):
@@ -91,7 +91,7 @@ class HostPatience(GitError):
 
 class ServerFailed(GitError):
     cause = "server"
-    sentence = "The server failed to answer. It is tried again later; tell its operator if it stays so."
+    sentence = "The server failed to answer (5xx). It is tried again later; tell its operator if it stays so."
 
 
 class NetworkFailed(GitError):
